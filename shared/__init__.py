@@ -1,0 +1,12 @@
+"""What server and agent share: the protocol, the tunnel that carries it, and the HTTP relay.
+
+    errors    codes and exceptions that cross borders
+    streams   the interface of one byte stream, seen from either side
+    wire      frames and hello, normative text in wire/SPEC.md             (pure)
+    mux       streams, windows, turns, the session                         (pure)
+    tunnel    the asyncio shell: transports on one side, mux on the other; TLS inside a stream
+    http      request heads, identity headers, Status errors; the relay to an apiserver
+
+Both ends run the same classes; the role is a parameter. Imports point down only:
+`tunnel` → `mux` → `wire`; `http` knows streams, not tunnels.
+"""

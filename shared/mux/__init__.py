@@ -1,0 +1,11 @@
+"""Many streams in one session: turns, windows, liveness. Pure, like `shared.wire` below it.
+
+    session   messages in, calls to handlers out; who may open, who is told
+    outbox    what waits to be sent, and whose turn it is
+    stream    one stream: its states (a table), its queue
+    windows   flow-control arithmetic by absolute offsets
+    liveness  signs of life, pings, round-trip times
+
+The shell (`shared.tunnel`) feeds a `Session` and carries out what it says. Owners of
+streams implement `shared.streams.StreamHandler`; a `Stream` is their `ByteStream`.
+"""

@@ -1,0 +1,103 @@
+"""Is the peer alive? Signs of life, pings on a silent link, round-trip times. SPEC 8.
+
+Any byte that arrives is a sign of life. Pings go out when nothing came for a while, and
+now and then on a busy link to keep the round-trip time true. Arithmetic only; the
+times are whatever monotonic seconds the caller uses.
+"""
+
+__all__ = [
+    "ANSWER_SECONDS",
+    "DEAD_AFTER_SECONDS",
+    "PING_AFTER_SECONDS",
+    "ROUND_TRIP_EVERY_SECONDS",
+    "Liveness",
+]
+
+# A link on which nothing came for this long gets a PING. Both ends count, so the one
+# that was quiet longer asks; the answer counts for both.
+PING_AFTER_SECONDS = 1.5
+
+# ... and after this much silence the peer is dead: time for the ping of 1.5 s, a lost
+# packet's retransmission (1 s) and a slow round trip, and under the 5 s that we promise.
+DEAD_AFTER_SECONDS = 4.5
+
+# A PING must have gone unanswered for this long before silence means death: time to send
+# the first one. A process that itself was stopped finds long silence and proves nothing.
+ANSWER_SECONDS = DEAD_AFTER_SECONDS - PING_AFTER_SECONDS
+
+# How old the round-trip time may grow on a link that is never silent.
+ROUND_TRIP_EVERY_SECONDS = 5.0
+
+
+class Liveness:
+    """When something last came and went, and how long a round trip takes."""
+
+    def __init__(self, now: float) -> None:
+        # When bytes last arrived. The shell sets it for every read, also of half a message.
+        self.received_at = now
+        # When a message last left; only for people who look.
+        self.sent_at = now
+        # When the last PING left, None before the first.
+        self._pinged_at: float | None = None
+        # Number of the PING that is not answered yet, and when it left.
+        self._waiting: tuple[int, float] | None = None
+        self._count = 0
+        # The last round trip that was measured; None before the first PONG.
+        self.round_trip_seconds: float | None = None
+        # The smallest one: the path without queues.
+        self.min_round_trip_seconds: float | None = None
+
+    def received(self, now: float) -> None:
+        self.received_at = now
+
+    def sent(self, now: float) -> None:
+        self.sent_at = now
+
+    def next_timer(self) -> float:
+        if self._waiting is not None:
+            return max(
+                self.received_at + DEAD_AFTER_SECONDS,
+                self._waiting[1] + ANSWER_SECONDS,
+            )
+        if self._pinged_at is None:
+            return self.received_at  # at once, to know the round-trip time
+        return min(
+            self.received_at + PING_AFTER_SECONDS,
+            self._pinged_at + ROUND_TRIP_EVERY_SECONDS,
+        )
+
+    def is_dead(self, now: float) -> bool:
+        return (
+            self._waiting is not None
+            and now - self.received_at >= DEAD_AFTER_SECONDS
+            and now - self._waiting[1] >= ANSWER_SECONDS
+        )
+
+    def forgive(self, now: float) -> None:
+        """Start over: we ourselves were not running, so the silence was ours."""
+        self.received_at = now
+        self._waiting = None
+
+    def ping_is_due(self, now: float) -> bool:
+        if self._waiting is not None:
+            return False
+        if self._pinged_at is None or now - self.received_at >= PING_AFTER_SECONDS:
+            return True
+        return now - self._pinged_at >= ROUND_TRIP_EVERY_SECONDS
+
+    def ping(self, now: float) -> int:
+        """Note that a PING leaves; returns what it must carry."""
+        self._count += 1
+        self._pinged_at = now
+        self._waiting = (self._count, now)
+        return self._count
+
+    def pong(self, opaque: int, now: float) -> None:
+        """Take in an answer; one that was not asked for changes nothing."""
+        if self._waiting is None or self._waiting[0] != opaque:
+            return
+        sample = now - self._waiting[1]
+        self._waiting = None
+        self.round_trip_seconds = sample
+        best = self.min_round_trip_seconds
+        self.min_round_trip_seconds = sample if best is None else min(best, sample)
