@@ -1,0 +1,11 @@
+"""The asyncio shell of the tunnel: transports on one side, `shared.mux` on the other.
+
+    connection  one WebSocket connection that carries a session
+    relay       a local TCP connection ↔ a stream
+    tls         TLS inside a stream: the sealed face's end, the control stream
+    tasks       who owns background tasks
+    tuning      uvloop and malloc, before a program's first byte
+
+Transports call protocols, protocols feed the core, the core calls handlers, handlers
+write to transports: all in one call chain, without a task or a queue between.
+"""

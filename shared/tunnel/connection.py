@@ -1,0 +1,399 @@
+"""One WebSocket connection that carries a session: transport below, mux above.
+
+The shell around the pure core, the same class on both ends. It does three things in a
+fixed order and decides nothing: feed the core with what the transport read, send what
+the core has for the peer, and pass on what the core says. Handshakes are over before it
+starts: `tower_server.listener` and `tower_agent.dialer` hand in a protocol that is OPEN.
+
+No task, queue or await lies on the way of a byte. All frames of one turn of the event
+loop leave as one message (`call_soon`), and while the transport is full nothing is
+pulled from the session, so that what waits there can still be overtaken.
+"""
+
+import asyncio
+import logging
+import socket
+import sys
+from typing import Protocol
+
+from websockets.client import ClientProtocol
+from websockets.frames import CloseCode, Frame, Opcode
+from websockets.protocol import State
+from websockets.server import ServerProtocol
+
+from shared.errors import Code, PeerProtocolError
+from shared.mux.session import Role, Session
+from shared.mux.stream import Stream
+from shared.wire.frames import MAX_MESSAGE_BYTES, GoAway, printable
+from shared.wire.hello import Hello
+
+__all__ = ["TunnelConnection", "TunnelOwner", "WebSocket"]
+
+_log = logging.getLogger(__name__)
+
+# What may wait in the transport (user space) before we stop pulling. Two messages keep
+# the TLS layer busy; all more would only be a queue that nothing can overtake.
+WRITE_HIGH_BYTES = 256 * 1024
+WRITE_LOW_BYTES = 64 * 1024
+
+# A transport that was full and has not moved a byte for this long belongs to a dead
+# peer, whatever still arrives from it (SPEC 8: a deadline on every write).
+WRITE_DEADLINE_SECONDS = 4.5
+
+# A peer that sends HELLO later than this after the upgrade is not one.
+HELLO_DEADLINE_SECONDS = 4.5
+
+# How often a full transport is looked at for progress.
+_PROGRESS_EVERY_SECONDS = 0.5
+
+# A timer that comes this much too late means that this process stood still (a stopped
+# container, a sleeping laptop): then the silence is our own and says nothing of the peer.
+_LATE_SECONDS = 1.0
+
+# Where tcpi_bytes_acked lies in Linux's struct tcp_info (linux/tcp.h).
+_ACKED_AT = 120
+
+# RFC 6455, 5.5: a close frame carries 125 bytes, two of them the code.
+_MAX_CLOSE_REASON_BYTES = 123
+
+# Timers are checked no more often than this, so that a due time in the past cannot spin.
+_MIN_TIMER_SECONDS = 0.02
+
+WebSocket = ClientProtocol | ServerProtocol
+
+
+class TunnelOwner(Protocol):
+    """Who uses a connection's session: the registry on the host, the dispatcher in the member."""
+
+    def tunnel_ready(self, connection: "TunnelConnection", hello: Hello) -> None:
+        """The peer's HELLO is here: streams may be opened."""
+
+    def stream_opened(self, connection: "TunnelConnection", stream: Stream) -> None:
+        """The peer opened a stream: set its handler or reset it before returning."""
+
+    def stream_accepted(self, connection: "TunnelConnection", stream: Stream) -> None:
+        """The peer reached the target of a stream that we opened."""
+
+    def going_away(self, connection: "TunnelConnection", notice: GoAway) -> None:
+        """The peer takes no new streams."""
+
+    def tunnel_lost(self, connection: "TunnelConnection", reason: str) -> None:
+        """The connection is over, with a sentence why. Called exactly once."""
+
+
+class TunnelConnection(asyncio.Protocol):
+    """Carries one session over one WebSocket connection."""
+
+    def __init__(
+        self, role: Role, websocket: WebSocket, hello: Hello, owner: TunnelOwner
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._websocket = websocket
+        self._owner = owner
+        # Set by start; None again once the connection is lost.
+        self._transport: asyncio.Transport | None = None
+        # The transport's buffer is full: nothing is pulled from the session.
+        self._blocked = False
+        # While blocked: when the transport last moved a byte, what it held then, and how
+        # much the far end of the TCP connection had acknowledged.
+        self._moved_at = 0.0
+        self._held_bytes = 0
+        self._acked_bytes = 0
+        # A flush is already due in this turn of the loop.
+        self._flush_due = False
+        # The beginning of a message that a proxy on the way has fragmented.
+        self._fragments = bytearray()
+        # Looks after the session until the end begins, then enforces the end. Set by
+        # start, cancelled when the connection is lost.
+        self._timer: asyncio.TimerHandle | None = None
+        # The peer's HELLO; a ConnectionError when the connection ends before it.
+        self.ready: asyncio.Future[Hello] = self._loop.create_future()
+        self._started_at = self._loop.time()
+        # Why the connection ends, once that is known.
+        self._reason: str | None = None
+        # The transport is told to close; only its connection_lost is still to come.
+        self._ending = False
+        self.session = Session(role, hello, self, self._started_at)
+
+    # Life
+
+    def start(self, transport: asyncio.Transport) -> None:
+        """Take over a transport whose WebSocket handshake is done."""
+        self._transport = transport
+        transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES, low=WRITE_LOW_BYTES)
+        _set_no_delay(transport)
+        transport.set_protocol(self)
+        if transport.is_closing():
+            # It broke before it was ours; nobody will call connection_lost any more.
+            self._loop.call_soon(self.connection_lost, None)
+            return
+        self._arm_timer()
+        self._flush()
+        # Frames that came in the same segment as the end of the handshake.
+        self._receive_events(self._loop.time())
+
+    @property
+    def closed(self) -> bool:
+        return self._transport is None
+
+    @property
+    def usable(self) -> bool:
+        """Whether a new stream may be opened."""
+        session = self.session
+        return (
+            self._transport is not None
+            and not session.closed
+            and session.peer is not None
+            and not session.peer_draining
+            and not session.draining
+        )
+
+    def close(self, code: Code, reason: str) -> None:
+        """End the session and the connection, telling the peer why. Idempotent."""
+        if self._transport is None or self._reason is not None:
+            return
+        self._reason = reason
+        self.session.go_away(code, reason)
+        self._flush()
+        if self._blocked:
+            self._send_message()  # over the mark by one message: GOAWAY goes first
+        self.session.close(code, reason)
+        self._end(CloseCode.GOING_AWAY, reason)
+
+    def abort(self, reason: str) -> None:
+        """Drop the connection at once. Idempotent."""
+        if self._transport is not None:
+            self._reason = self._reason or reason
+            self._transport.abort()
+
+    # asyncio.Protocol
+
+    def data_received(self, data: bytes) -> None:
+        now = self._loop.time()
+        self.session.liveness.received(now)
+        self._websocket.receive_data(data)
+        self._receive_events(now)
+        # An answered PING makes the next one due before we would have given up on this one.
+        due = max(self.session.next_timer(), now + _MIN_TIMER_SECONDS)
+        if self._timer is not None and due < self._timer.when():
+            self._arm_timer()
+
+    def eof_received(self) -> bool:
+        self._websocket.receive_eof()
+        return False
+
+    def pause_writing(self) -> None:
+        self._blocked = True
+        self._note_progress(self._loop.time())
+        if self._timer is not None and not self._ending:
+            if self._timer.when() > self._moved_at + _PROGRESS_EVERY_SECONDS:
+                self._arm_timer()
+
+    def resume_writing(self) -> None:
+        self._blocked = False
+        self._flush()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._transport is None:
+            return
+        self._transport = None
+        if self._timer is not None:
+            self._timer.cancel()
+        reason = self._reason or (
+            f"the connection broke: {error}" if error else "the peer closed it"
+        )
+        if not self.ready.done():
+            self.ready.set_exception(ConnectionError(reason))
+            self.ready.exception()  # nobody need wait for it
+        self.session.close(Code.SESSION_LOST, f"the tunnel was lost: {reason}")
+        self._owner.tunnel_lost(self, reason)
+
+    # shared.mux.session.SessionHandler
+
+    def session_ready(self, hello: Hello) -> None:
+        self._arm_timer()  # pings may begin
+        if not self.ready.done():
+            self.ready.set_result(hello)
+        self._owner.tunnel_ready(self, hello)
+
+    def stream_opened(self, stream: Stream) -> None:
+        self._owner.stream_opened(self, stream)
+
+    def stream_accepted(self, stream: Stream) -> None:
+        self._owner.stream_accepted(self, stream)
+
+    def going_away(self, notice: GoAway) -> None:
+        self._owner.going_away(self, notice)
+
+    def stream_failed(self, stream: Stream, error: Exception) -> None:
+        _log.error("bug in the handler of %r", stream, exc_info=error)
+
+    def output_ready(self) -> None:
+        if not self._flush_due and not self._blocked and self._transport is not None:
+            self._flush_due = True
+            self._loop.call_soon(self._flush)
+
+    # The way of a byte
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        session = self.session
+        while (
+            not self._blocked
+            and session.wants_to_send
+            and self._websocket.state is State.OPEN
+            and self._transport is not None
+        ):
+            self._send_message()
+
+    def _send_message(self) -> None:
+        message = self.session.data_to_send(self._loop.time())
+        if message and self._websocket.state is State.OPEN:
+            self._websocket.send_binary(message)
+            self._write_websocket()
+
+    def _write_websocket(self) -> None:
+        if self._transport is not None:
+            for data in self._websocket.data_to_send():
+                if data:
+                    self._transport.write(data)
+
+    def _receive_events(self, now: float) -> None:
+        websocket = self._websocket
+        try:
+            for event in websocket.events_received():
+                if isinstance(event, Frame):
+                    self._receive_frame(event, now)
+        except PeerProtocolError as error:
+            self._fail(str(error))
+            return
+        if websocket.state is not State.OPEN:
+            self._closing()
+        elif websocket.writes:
+            self._write_websocket()
+
+    def _receive_frame(self, frame: Frame, now: float) -> None:
+        if frame.opcode is Opcode.BINARY and frame.fin:
+            self.session.receive_message(bytes(frame.data), now)
+        elif frame.opcode in (Opcode.BINARY, Opcode.CONT):
+            # RFC 6455, 5.4: an intermediary may change the fragmentation of a message.
+            if len(self._fragments) + len(frame.data) > MAX_MESSAGE_BYTES:
+                raise PeerProtocolError(f"message of over {MAX_MESSAGE_BYTES} bytes")
+            self._fragments += frame.data
+            if frame.fin:
+                message, self._fragments = bytes(self._fragments), bytearray()
+                self.session.receive_message(message, now)
+        elif frame.opcode is Opcode.TEXT:
+            raise PeerProtocolError("text message; SPEC 4 knows binary ones only")
+
+    # Ends
+
+    def _fail(self, reason: str) -> None:
+        """End the connection for the peer's fault."""
+        if self._reason is None:
+            _log.warning("the peer broke the protocol: %s", reason)
+            self._reason = f"protocol error: {reason}"
+        self.session.close(Code.PROTOCOL, self._reason)
+        self._end(CloseCode.PROTOCOL_ERROR, reason)
+
+    def _closing(self) -> None:
+        """The WebSocket is closing: by the peer's close frame, or its broken framing."""
+        if self._reason is None:
+            error = self._websocket.parser_exc
+            close = self._websocket.close_rcvd
+            if close is not None and close.reason:
+                self._reason = printable(close.reason)
+            elif error is not None and not isinstance(error, EOFError):
+                self._reason = f"protocol error: {error}"
+        self._end(CloseCode.NORMAL_CLOSURE, "")
+
+    def _end(self, code: CloseCode, reason: str) -> None:
+        """Close the WebSocket (if that has not begun) and the transport. Idempotent."""
+        if self._websocket.state is State.OPEN:
+            text = reason.encode(errors="replace")[:_MAX_CLOSE_REASON_BYTES]
+            self._websocket.fail(code, text.decode(errors="ignore"))
+        self._write_websocket()
+        if self._transport is None or self._ending:
+            return
+        self._ending = True
+        self._transport.close()
+        # A peer that does not read, or never ends its TLS, cannot keep us from closing.
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(
+            WRITE_DEADLINE_SECONDS, self.abort, "the peer does not let us close"
+        )
+
+    # Time
+
+    def _arm_timer(self) -> None:
+        if self._ending:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        now = self._loop.time()
+        due = self.session.next_timer()
+        if self.session.peer is None:
+            due = min(due, self._started_at + HELLO_DEADLINE_SECONDS)
+        if self._blocked:
+            due = min(due, now + _PROGRESS_EVERY_SECONDS)
+        due = max(due, now + _MIN_TIMER_SECONDS)
+        self._timer = self._loop.call_at(due, self._handle_timer, due)
+
+    def _handle_timer(self, due: float) -> None:
+        if self._transport is None:
+            return
+        now = self._loop.time()
+        if now - due > _LATE_SECONDS:
+            self.session.liveness.forgive(now)
+            self._moved_at = now
+        if not self.session.handle_timer(now):
+            self.abort("the peer went silent: nothing arrived for several seconds")
+        elif self._write_is_stuck(now):
+            self.abort("the peer stopped reading: nothing left for several seconds")
+        elif (
+            self.session.peer is None
+            and now - self._started_at >= HELLO_DEADLINE_SECONDS
+        ):
+            self.abort("the peer sent no HELLO")
+        else:
+            self._arm_timer()
+
+    def _write_is_stuck(self, now: float) -> bool:
+        if not self._blocked or self._transport is None:
+            return False
+        held, acked, moved_at = self._held_bytes, self._acked_bytes, self._moved_at
+        self._note_progress(now)
+        if self._held_bytes < held or self._acked_bytes > acked:
+            return False
+        self._moved_at = moved_at
+        return now - moved_at >= WRITE_DEADLINE_SECONDS
+
+    def _note_progress(self, now: float) -> None:
+        if self._transport is not None:
+            self._moved_at = now
+            self._held_bytes = self._transport.get_write_buffer_size()
+            self._acked_bytes = acknowledged_bytes(self._transport)
+
+
+def acknowledged_bytes(transport: asyncio.Transport) -> int:
+    """How much of what was sent the kernel knows to have arrived; 0 where it cannot tell.
+
+    A TLS transport does not count what lies in the one below it, so on a slow link its
+    buffer stands still for seconds while bytes do move. This number does not.
+    """
+    raw = transport.get_extra_info("socket")
+    option = getattr(socket, "TCP_INFO", None)
+    if raw is None or option is None or sys.platform != "linux":
+        return 0
+    try:
+        info = raw.getsockopt(socket.IPPROTO_TCP, option, _ACKED_AT + 8)
+    except OSError:
+        return 0
+    return int.from_bytes(info[_ACKED_AT:], sys.byteorder)  # 0 on an old kernel
+
+
+def _set_no_delay(transport: asyncio.Transport) -> None:
+    raw = transport.get_extra_info("socket")
+    if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

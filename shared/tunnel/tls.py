@@ -1,0 +1,414 @@
+"""TLS inside a stream: ciphertext on one side, plaintext on the other, either role.
+
+`TlsEnd` sits between two streams. Below, it is the `StreamHandler` of a stream that
+carries ciphertext; above, it is the `ByteStream` that a plaintext handler writes to:
+
+    ciphertext stream  ──data_received──▶  TlsEnd  ──data_received──▶  plaintext handler
+                       ◀──write, taken───          ◀──write, taken───
+
+Everything is a call that happens at once: no task, no queue, no await. Memory is
+bounded in both directions. Inwards, ciphertext stays charged to the peer's window until
+the plaintext that came out of it was taken, and decrypting stops while too much of that
+is untaken. Outwards, `pause_writing` is handed up.
+
+What arrives in one call goes up in one call, and what the handler writes meanwhile goes
+down in one write. Somewhat longer than our files are: it is one state machine.
+"""
+
+import ssl
+from collections.abc import Callable
+from typing import Protocol
+
+from shared.errors import Code, InvalidState, StreamReset
+from shared.streams import ByteStream, StreamHandler
+
+__all__ = [
+    "HANDSHAKE_TIMEOUT_SECONDS",
+    "MAX_HALF_OPEN_HANDSHAKES",
+    "CallLater",
+    "HandshakeGate",
+    "OnHandshake",
+    "TlsEnd",
+]
+
+# A TLS 1.3 handshake is one round trip and two signatures; a peer that needs longer is
+# broken or hostile. Before it is done nobody is authenticated (design: 10 s).
+HANDSHAKE_TIMEOUT_SECONDS = 10.0
+
+# Strangers can start handshakes, and each costs a signature and some 50 KiB: so only
+# this many at a time in one process (design: 64).
+MAX_HALF_OPEN_HANDSHAKES = 64
+
+# Plaintext that the handler has not taken yet, beyond which we stop decrypting. The
+# ciphertext behind it waits in the peer's window. One window's initial size.
+MAX_UNTAKEN_BYTES = 256 * 1024
+
+# OpenSSL hands out at most one record a call and a record holds at most this much, so
+# asking for more only allocates more (measured: 16 KiB to 256 KiB make no difference).
+RECORD_BYTES = 16 * 1024
+
+# After a failed handshake the alert that says why is on its way to the peer; a reset in
+# the same breath could overtake it.
+LINGER_SECONDS = 2.0
+
+
+class Timer(Protocol):
+    """What `call_later` gives back: asyncio.TimerHandle, or a test's own."""
+
+    def cancel(self) -> None: ...
+
+
+CallLater = Callable[[float, Callable[[], None]], Timer]
+OnHandshake = Callable[[ByteStream, ssl.SSLObject], StreamHandler]
+
+
+class HandshakeGate:
+    """Counts handshakes that are under way, so that strangers cannot start any number."""
+
+    def __init__(self, max_half_open: int = MAX_HALF_OPEN_HANDSHAKES) -> None:
+        self.max_half_open = max_half_open
+        self.half_open = 0
+
+    def enter(self) -> bool:
+        """Take a place; False when all are taken."""
+        if self.half_open >= self.max_half_open:
+            return False
+        self.half_open += 1
+        return True
+
+    def leave(self) -> None:
+        """Give the place back: the handshake is done, one way or the other."""
+        self.half_open -= 1
+
+
+class TlsEnd:
+    """One end of TLS over a `ByteStream`; itself a `StreamHandler` and a `ByteStream`.
+
+    Give it to the ciphertext stream as its handler, then call `start` with that stream.
+    When the handshake is done, `on_handshake(plaintext_stream, ssl_object)` returns the
+    plaintext handler. It refuses the peer by raising StreamReset, whose code and reason
+    the peer gets, or ValueError, which becomes Code.REFUSED.
+
+    `on_failed` is called, at most once, with a sentence when no handshake comes about.
+    """
+
+    def __init__(
+        self,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool,
+        on_handshake: OnHandshake,
+        call_later: CallLater,
+        server_hostname: str | None = None,
+        on_failed: Callable[[str], None] | None = None,
+        gate: HandshakeGate | None = None,
+        handshake_timeout_seconds: float = HANDSHAKE_TIMEOUT_SECONDS,
+    ) -> None:
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._ssl = context.wrap_bio(
+            self._incoming,
+            self._outgoing,
+            server_side=server_side,
+            server_hostname=server_hostname,
+        )
+        self._on_handshake = on_handshake
+        self._on_failed = on_failed
+        self._call_later = call_later
+        self._handshake_timeout_seconds = handshake_timeout_seconds
+        self._gate = gate
+        # Whether this end has taken a place in the gate and not given it back.
+        self._holds_place = False
+        # Set by `start`; None again when the ciphertext stream is over for us.
+        self._stream: ByteStream | None = None
+        # The plaintext side. Set when the handshake is done.
+        self._handler: StreamHandler | None = None
+        # The handshake's deadline, later the linger after a failure.
+        self._timer: Timer | None = None
+        # The handshake failed: discard what comes until the stream is gone.
+        self._failed = False
+        # Guards _pump against the handler's own calls from inside of it.
+        self._pumping = False
+        # Ciphertext that arrived and has not been credited to the peer yet.
+        self._charged_bytes = 0
+        # Plaintext that the handler got and has not taken yet.
+        self._untaken_bytes = 0
+        # We sent close_notify / the peer's was handed up as eof_received.
+        self._eof_sent = False
+        self._eof_received = False
+        # No more ciphertext will come; some may still wait to be decrypted.
+        self._eof_below = False
+        # The ciphertext stream ended well below while plaintext is still to be handed up.
+        self._closed_below = False
+        # The ciphertext stream asked us to pause before there was a handler to tell.
+        self._write_paused = False
+
+    def start(self, stream: ByteStream) -> None:
+        """Begin on this ciphertext stream; a client sends its hello at once."""
+        self._stream = stream
+        self._holds_place = self._gate is not None and self._gate.enter()
+        if self._gate is not None and not self._holds_place:
+            self._refuse(Code.LIMIT, "too many TLS handshakes at once; try again later")
+            return
+        self._timer = self._call_later(
+            self._handshake_timeout_seconds, self._handshake_timed_out
+        )
+        self._pump()
+
+    @property
+    def ssl_object(self) -> ssl.SSLObject:
+        """The TLS state: version, peer certificate. Only to look at."""
+        return self._ssl
+
+    # -- the ciphertext stream's handler ------------------------------------------------
+
+    def data_received(self, data: bytes | memoryview) -> None:
+        if self._stream is None or self._failed or self._eof_received:
+            return
+        self._charged_bytes += len(data)
+        self._incoming.write(data)
+        self._pump()
+
+    def eof_received(self) -> None:
+        if self._stream is None or self._failed:
+            return
+        self._eof_below = True
+        self._pump()
+
+    def stream_closed(self, error: StreamReset | None) -> None:
+        if self._stream is None:
+            return
+        if error is None and self._handler is not None and not self._failed:
+            self._closed_below = True
+            self._pump()
+            return
+        if self._handler is None and not self._failed and self._on_failed is not None:
+            why = "" if error is None else f": {error}"
+            self._on_failed(f"the stream ended during the TLS handshake{why}")
+        self._finish(error)
+
+    def pause_writing(self) -> None:
+        self._write_paused = True
+        if self._handler is not None:
+            self._handler.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        if self._handler is not None:
+            self._handler.resume_writing()
+
+    # -- the plaintext handler's stream -------------------------------------------------
+
+    def write(self, data: bytes | memoryview) -> None:
+        if self._stream is None or self._handler is None and not self._pumping:
+            return
+        if self._eof_sent or not data:
+            return
+        try:
+            written = self._ssl.write(data)
+            while written < len(data):
+                written += self._ssl.write(memoryview(data)[written:])
+        except ssl.SSLError as error:
+            self._break(error)
+            return
+        if not self._pumping:
+            self._flush()
+
+    def write_eof(self) -> None:
+        """Send close_notify and end our direction. What the peer still sends arrives."""
+        if self._stream is None or self._eof_sent:
+            return
+        self._eof_sent = True
+        # SSL_shutdown also reads, and what it reads is lost: so hide what has arrived.
+        waiting = self._incoming.read()
+        try:
+            self._ssl.unwrap()
+        except ssl.SSLError:
+            pass  # the peer's close_notify has not come yet; eof_received tells
+        if waiting:
+            self._incoming.write(waiting)
+        self._flush()
+        if self._stream is not None:
+            self._stream.write_eof()
+
+    def reset(self, code: Code, reason: str) -> None:
+        stream = self._stream
+        self._forget()
+        if stream is not None:
+            stream.reset(code, reason)
+
+    def taken(self, count: int) -> None:
+        self._untaken_bytes -= count
+        if self._untaken_bytes < 0:
+            raise InvalidState(f"taken {-self._untaken_bytes} bytes more than received")
+        if self._pumping or self._stream is None:
+            return
+        if self._incoming.pending:
+            self._pump()
+        else:
+            self._credit()
+
+    # -- the way of the bytes -----------------------------------------------------------
+
+    def _pump(self) -> None:
+        """Do all that what has arrived allows, then send and credit once."""
+        if self._pumping or self._stream is None:
+            return
+        self._pumping = True
+        try:
+            if self._handler is not None or self._handshake():
+                self._decrypt()
+        finally:
+            self._pumping = False
+        self._flush()
+        self._credit()
+        if self._eof_received and self._closed_below:
+            self._finish(None)
+
+    def _handshake(self) -> bool:
+        try:
+            self._ssl.do_handshake()
+        except ssl.SSLWantReadError:
+            if self._eof_below:
+                self._fail("the peer left during the TLS handshake")
+            return False
+        except ssl.SSLError as error:  # includes certificate verification
+            self._fail(f"TLS handshake failed: {error.reason or error}")
+            return False
+        self._leave_handshake()
+        try:
+            handler = self._on_handshake(self, self._ssl)
+        except StreamReset as refusal:
+            self._refuse(refusal.code, refusal.reason)
+            return False
+        except ValueError as refusal:
+            self._refuse(Code.REFUSED, str(refusal))
+            return False
+        if self._stream is None:  # it reset the stream itself
+            return False
+        self._handler = handler
+        if self._write_paused:
+            handler.pause_writing()
+        return True
+
+    def _decrypt(self) -> None:
+        while self._stream is not None and not self._eof_received:
+            pieces: list[bytes] = []
+            room = MAX_UNTAKEN_BYTES - self._untaken_bytes
+            ended = False
+            try:
+                while room > 0 and self._incoming.pending:
+                    piece = self._ssl.read(RECORD_BYTES)
+                    if not piece:
+                        ended = True
+                        break
+                    pieces.append(piece)
+                    room -= len(piece)
+            except ssl.SSLWantReadError:
+                pass
+            except ssl.SSLZeroReturnError:
+                ended = True
+            except ssl.SSLError as error:
+                self._hand_up(pieces)
+                self._break(error)
+                return
+            self._hand_up(pieces)
+            if ended:
+                self._peer_ended()
+            elif not pieces:
+                break
+        if self._eof_below and not self._incoming.pending:
+            self._truncated()
+
+    def _hand_up(self, pieces: list[bytes]) -> None:
+        if pieces and self._handler is not None:
+            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            self._untaken_bytes += len(data)
+            self._handler.data_received(data)
+
+    def _peer_ended(self) -> None:
+        # The handler may have reset us while it got the last bytes.
+        if self._stream is not None and self._handler is not None:
+            self._eof_received = True
+            self._handler.eof_received()
+
+    def _flush(self) -> None:
+        if self._outgoing.pending and self._stream is not None:
+            self._stream.write(self._outgoing.read())
+
+    def _credit(self) -> None:
+        """Let the peer send as much as no longer lies here in any form.
+
+        Plaintext is never longer than its ciphertext, so what is untaken is an honest
+        measure of the ciphertext that it came from.
+        """
+        if self._stream is None or self._failed:
+            return
+        free = self._charged_bytes - self._incoming.pending - self._untaken_bytes
+        if free > 0:
+            self._charged_bytes -= free
+            self._stream.taken(free)
+
+    # -- endings ------------------------------------------------------------------------
+
+    def _truncated(self) -> None:
+        """The ciphertext ended without close_notify."""
+        if self._eof_received or self._stream is None:
+            return
+        if self._eof_sent:
+            # Nothing of ours is missing, and most clients leave this way.
+            self._peer_ended()
+            return
+        self._give_up(Code.CANCELLED, "the peer left without close_notify")
+
+    def _break(self, error: ssl.SSLError) -> None:
+        self._flush()  # an alert, if OpenSSL wrote one
+        self._give_up(Code.PROTOCOL, f"TLS failed: {error.reason or error}")
+
+    def _give_up(self, code: Code, reason: str) -> None:
+        if self._stream is not None:
+            self._stream.reset(code, reason)
+        self._finish(StreamReset(code, reason))
+
+    def _finish(self, error: StreamReset | None) -> None:
+        handler = self._handler
+        self._forget()
+        if handler is not None:
+            handler.stream_closed(error)
+
+    def _forget(self) -> None:
+        self._leave_handshake()
+        self._stream = None
+        self._handler = None
+
+    def _leave_handshake(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._gate is not None and self._holds_place:
+            self._holds_place = False
+            self._gate.leave()
+
+    def _handshake_timed_out(self) -> None:
+        self._timer = None
+        seconds = self._handshake_timeout_seconds
+        self._refuse(Code.TIMEOUT, f"no TLS handshake within {seconds:g} s")
+
+    def _refuse(self, code: Code, reason: str) -> None:
+        if self._on_failed is not None:
+            self._on_failed(reason)
+        self._flush()
+        self.reset(code, reason)
+
+    def _fail(self, reason: str) -> None:
+        """Let the alert out, end our direction, and drop the stream a little later."""
+        self._leave_handshake()
+        self._failed = True
+        if self._on_failed is not None:
+            self._on_failed(reason)
+        self._flush()
+        if self._stream is not None:
+            self._stream.write_eof()
+            self._timer = self._call_later(
+                LINGER_SECONDS, lambda: self.reset(Code.PROTOCOL, reason)
+            )
