@@ -1,0 +1,62 @@
+"""One deadline that moves often and passes rarely, for the price of an assignment.
+
+asyncio timers cost an allocation and a heap entry each; a request moves its connection's
+deadline twice. So the timer stays where it is, looks at the deadline when it fires, and
+goes to sleep again if that has moved.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+__all__ = ["Deadline"]
+
+
+class Deadline:
+    """Calls `on_passed` once the time set has passed, unless it was moved or cleared."""
+
+    __slots__ = ("_loop", "_on_passed", "_timer", "_when")
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, on_passed: Callable[[], None]
+    ) -> None:
+        self._loop = loop
+        self._on_passed = on_passed
+        # None: there is no deadline now.
+        self._when: float | None = None
+        # Fires at the deadline or before it; None when not needed yet.
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_set(self) -> bool:
+        return self._when is not None
+
+    def set(self, seconds: float) -> None:
+        """Move it to so many seconds from now."""
+        self._when = self._loop.time() + seconds
+        if self._timer is not None and self._timer.when() > self._when:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._when, self._fired)
+
+    def clear(self) -> None:
+        """There is none until it is set again."""
+        self._when = None
+
+    def close(self) -> None:
+        """It is not needed any more; frees the timer."""
+        self._when = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _fired(self) -> None:
+        self._timer = None
+        if self._when is None:
+            return
+        # uvloop's clock has milliseconds: a timer may fire a little early.
+        if self._when > self._loop.time() + 0.001:
+            self._timer = self._loop.call_at(self._when, self._fired)
+            return
+        self._when = None
+        self._on_passed()

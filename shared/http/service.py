@@ -1,0 +1,118 @@
+"""What all client connections of one cluster's request path share, and who makes them."""
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from shared.errors import Code
+from shared.http.identity import Caller, Policy, Review
+from shared.http.relay import Limits, RequestRelay
+from shared.http.reviews import ImpersonationReviews
+from shared.http.status import Refusal
+from shared.http.translation import Translator, refuse_all
+from shared.http.upstream import UpstreamPool
+from shared.streams import ByteStream, StreamHandler
+
+__all__ = ["Identify", "RequestService"]
+
+Identify = Callable[[ssl.SSLObject], Caller]
+
+
+def _wall_clock() -> datetime:
+    return datetime.now(UTC)
+
+
+class RequestService:
+    """Serves requests to one apiserver; the agent has one, and so has a direct cluster.
+
+    It does not own the pool: close that after `end_all`.
+    """
+
+    def __init__(
+        self,
+        *,
+        pool: UpstreamPool,
+        policy: Policy,
+        loop: asyncio.AbstractEventLoop,
+        now: Callable[[], datetime] = _wall_clock,
+        limits: Limits | None = None,
+    ) -> None:
+        self.pool = pool
+        self.policy = policy
+        self.loop = loop
+        self.now = now
+        self.limits = limits or Limits()
+        self._reviews = ImpersonationReviews(pool, loop=loop)
+        # Every relay whose stream is not over.
+        self._relays: set[RequestRelay] = set()
+
+    @property
+    def open_connections(self) -> int:
+        return len(self._relays)
+
+    def serve(self, stream: ByteStream, caller: Caller) -> RequestRelay:
+        """The handler of a plaintext stream whose caller has been authenticated."""
+        return self._relay(
+            RequestRelay(
+                stream,
+                translate=Translator(caller, self.policy, self.pool.apiserver),
+                owner=self,
+                not_after=caller.not_after,
+                serial=caller.serial,
+            )
+        )
+
+    def accept(
+        self, identify: Identify
+    ) -> Callable[[ByteStream, ssl.SSLObject], StreamHandler]:
+        """What a TLS end calls after its handshake: the caller is who `identify` says.
+
+        `identify` may raise a Refusal: the client then gets that as an answer to its
+        first request, which a person can read. What else it raises (StreamReset,
+        ValueError) goes to the TLS end, which ends the stream without a word of HTTP.
+        """
+
+        def on_handshake(
+            stream: ByteStream, ssl_object: ssl.SSLObject
+        ) -> StreamHandler:
+            try:
+                caller = identify(ssl_object)
+            except Refusal as refusal:
+                return self._relay(
+                    RequestRelay(
+                        stream,
+                        translate=refuse_all(refusal),
+                        owner=self,
+                        not_after=None,
+                        serial=None,
+                    )
+                )
+            return self.serve(stream, caller)
+
+        return on_handshake
+
+    def end_serials(self, serials: frozenset[int], reason: str) -> int:
+        """End the connections of revoked certificates; returns how many."""
+        doomed = [relay for relay in self._relays if relay.serial in serials]
+        for relay in doomed:
+            relay.end(Code.REVOKED, reason)
+        return len(doomed)
+
+    def end_all(self, code: Code, reason: str, *, only_idle: bool = False) -> None:
+        """End all connections, or only those between two requests (a drain)."""
+        for relay in list(self._relays):
+            if relay.is_idle or not only_idle:
+                relay.end(code, reason)
+
+    # -- relay.RelayOwner ---------------------------------------------------------------
+
+    def ask(self, review: Review, on_answer: Callable[[Refusal | None], None]) -> None:
+        self._reviews.ask(review, on_answer)
+
+    def relay_closed(self, relay: RequestRelay) -> None:
+        self._relays.discard(relay)
+
+    def _relay(self, relay: RequestRelay) -> RequestRelay:
+        self._relays.add(relay)
+        return relay
