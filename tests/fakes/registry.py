@@ -1,0 +1,40 @@
+"""A registry without sessions: tests say what state each cluster is in, and see what was cut."""
+
+from certs.names import ClusterName
+from shared.errors import Code
+from tower_server.registry import ClusterStatus
+
+__all__ = ["FakeRegistry"]
+
+
+class FakeRegistry:
+    """What `tower_server.admin.Sessions` asks for, from a dictionary."""
+
+    def __init__(self) -> None:
+        self.statuses: dict[str, ClusterStatus] = {}
+        # (cluster, code, reason) of each cut, in order.
+        self.cuts: list[tuple[str, Code, str]] = []
+        self.forgotten: list[str] = []
+
+    def connected(self, name: str, **fields: object) -> None:
+        """Make a cluster connected; `fields` are those of ClusterStatus."""
+        known: dict[str, object] = {"since": None, "sessions": 1, **fields}
+        self.statuses[name] = ClusterStatus(
+            name=ClusterName(name), state="connected", **known
+        )
+
+    def away(self, name: str, **fields: object) -> None:
+        """Make a cluster away."""
+        self.statuses[name] = ClusterStatus(
+            name=ClusterName(name), state="away", **{"since": None, **fields}
+        )
+
+    def status(self, name: ClusterName) -> ClusterStatus | None:
+        return self.statuses.get(name)
+
+    async def cut(self, name: ClusterName, code: Code, reason: str) -> None:
+        self.cuts.append((name, code, reason))
+
+    def forget(self, name: ClusterName) -> None:
+        self.forgotten.append(name)
+        self.statuses.pop(name, None)

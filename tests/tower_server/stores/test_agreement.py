@@ -1,0 +1,114 @@
+"""Whatever is asked in whatever order, the SQLite store answers as the reference does.
+
+Covered: random sequences of all verbs, run against both, with every answer, refusal and the final
+content compared.
+"""
+
+import asyncio
+import itertools
+import os
+import tempfile
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from certs.names import parse_cluster_name
+from tower_server.membership import JoinRefused, TokenUse
+from tower_server.stores import Store
+from tower_server.stores.memory import MemoryStore
+from tower_server.stores.sqlite import SqliteStore
+from tower_server.tokens import TokenId, TokenRecord
+
+START = datetime(2026, 11, 24, 8, 0, tzinfo=UTC)
+
+names = st.sampled_from(["alpha", "beta"]).map(parse_cluster_name)
+token_ids = st.sampled_from(["t1", "t2", "t3"]).map(TokenId)
+# Minutes between two verbs: nothing, within and beyond the resend window, beyond a token's life.
+pauses = st.sampled_from([0, 1, 9, 12, 24 * 60, 8 * 24 * 60])
+
+Step = Callable[[Store, datetime, int], Awaitable[object]]
+
+
+def adding(token_id: TokenId, cluster: str) -> Step:
+    def step(store: Store, now: datetime, _number: int) -> Awaitable[object]:
+        record = TokenRecord(
+            id=token_id,
+            cluster=parse_cluster_name(cluster),
+            verifier=b"v" * 32,
+            created_at=now,
+            expires_at=now + timedelta(days=1),
+        )
+        return store.add_token(record, now)
+
+    return step
+
+
+def using(token_id: TokenId, cluster: str, uid: str, key: str) -> Step:
+    def step(store: Store, now: datetime, number: int) -> Awaitable[object]:
+        use = TokenUse(
+            token_id=token_id,
+            cluster=parse_cluster_name(cluster),
+            member_uid=uid,
+            agent_version="0.1.0",
+            key_pin=key,
+            serial=2**150 + number,
+            certificate=b"chain %d" % number,
+            at=now,
+        )
+        return store.use_token(use)
+
+    return step
+
+
+steps = st.one_of(
+    st.builds(adding, token_ids, names),
+    st.builds(
+        using,
+        token_ids,
+        names,
+        st.sampled_from(["u1", "u2"]),
+        st.sampled_from(["k1", "k2"]),
+    ),
+    st.builds(
+        lambda token: lambda store, now, _: store.revoke_token(token, now), token_ids
+    ),
+    st.builds(
+        lambda name: lambda store, now, _: store.remove_cluster(name, now), names
+    ),
+    st.builds(lambda name: lambda store, now, _: store.get_cluster(name), names),
+    st.builds(lambda token: lambda store, now, _: store.get_token(token), token_ids),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(pauses, steps), max_size=25))
+def test_both_stores_answer_alike(plan: list[tuple[int, Step]]) -> None:
+    asyncio.run(compare(plan))
+
+
+async def compare(plan: list[tuple[int, Step]]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        reference = MemoryStore()
+        sqlite = await SqliteStore.open(Path(directory) / "tower.sqlite")
+        try:
+            now = START
+            for number, (minutes, step) in zip(itertools.count(), plan, strict=False):
+                # Never the same moment twice, so that the order of tokens is defined.
+                now += timedelta(minutes=minutes, microseconds=1)
+                expected = await outcome(step(reference, now, number))
+                assert await outcome(step(sqlite, now, number)) == expected
+            assert await sqlite.list_tokens() == await reference.list_tokens()
+            assert await sqlite.list_clusters() == await reference.list_clusters()
+        finally:
+            await sqlite.close()
+        assert os.listdir(directory) == ["tower.sqlite"]
+
+
+async def outcome(verb: Awaitable[object]) -> object:
+    try:
+        return await verb
+    except (JoinRefused, ValueError) as error:
+        return type(error), str(error)

@@ -1,0 +1,23 @@
+"""The host's end of Tower: takes the agents' calls and gives each member a name and a kubeconfig.
+
+How the parts talk, from the outside in:
+
+    cli, admin_cli   the command lines; no decisions
+    app              builds everything and hands each part what it needs
+    front_door       one port; by the first bytes a connection goes to a member's agent (sealed),
+                     or to our own_https: tunnels to the listener, the rest to endpoints;
+                     client_hello reads those bytes, half_open counts strangers (both pure)
+    listener         takes tunnels, and has the registry know which sessions are alive
+    control          what an agent reports inside a tunnel; entry: raw TCP ports, for tests
+    state_directory  one server at a time; identity: its own key and certificate in there
+    endpoints        /join/ca, /join/nonce, /join, /healthz as routes, and nothing else
+    join, throttle   the steps of a join (proof, rules, certificate, signed answer); guesses are slow
+    admin            the admin socket: tokens, clusters, kubeconfigs, status
+    stores           what outlives the process: tokens and clusters, behind a few domain verbs
+    membership       the pure rules that a join must pass (token and member UID)
+    tokens           the pure rules of one join token
+    kubeconfig,      pure: what we print for people to use
+    manifest
+
+Imports point down only. The agent's package is a stranger: what both need is in `shared` or `certs`.
+"""

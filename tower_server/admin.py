@@ -1,0 +1,350 @@
+"""The admin API: tokens, clusters, kubeconfigs and the server's status, as JSON.
+
+    GET    /admin/v1/status
+    GET    /admin/v1/tokens            POST   /admin/v1/tokens        {cluster, ttl_seconds, format}
+    DELETE /admin/v1/tokens/ID         takes a token back
+    GET    /admin/v1/clusters          GET    /admin/v1/clusters/NAME
+    DELETE /admin/v1/clusters/NAME     forgets it, frees its UID, ends its sessions
+    POST   /admin/v1/kubeconfig        {cluster, user, groups, ttl_seconds}
+
+An error is `{"error": code, "message": sentence}`; the codes are those of `ErrorCode`. Nobody is
+authenticated here: whoever may open the socket (`admin_socket`) is an admin.
+"""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from certs import chains, keys
+from certs.authority import Authority
+from certs.joining import JoinString, new_token, verifier_of
+from certs.names import ClusterName
+from shared.errors import Code
+from shared.settings import HostPort
+from shared.version import VERSION
+from tower_server.admin_documents import (
+    cluster_document,
+    token_document,
+    waiting_clusters,
+)
+from tower_server.admin_orders import (
+    MAX_BODY_BYTES,
+    AdminError,
+    ErrorCode,
+    audit,
+    check_span,
+    errors_as_json,
+    no_cluster,
+    parse_name,
+    read_order,
+)
+from tower_server.durations import format_duration, rfc3339
+from tower_server.kubeconfig import (
+    DEFAULT_TTL,
+    MAX_TTL,
+    MIN_TTL,
+    build_kubeconfig,
+    check_user,
+)
+from tower_server.manifest import MemberManifest, env_file
+from tower_server.registry import ClusterStatus
+from tower_server.stores import ClusterRecord, Store, TokenId, TokenRecord
+from tower_server.tokens import TokenState, state_of
+
+__all__ = ["AdminApi", "Sessions"]
+
+# A day to hand it over, as kubeadm's tokens have.
+DEFAULT_TOKEN_TTL = timedelta(hours=24)
+# Long enough to paste it; short enough that one forgotten in a chat is worthless next month.
+MIN_TOKEN_TTL = timedelta(minutes=1)
+MAX_TOKEN_TTL = timedelta(days=30)
+
+
+class Sessions(Protocol):
+    """What we need of `registry.Registry`."""
+
+    def status(self, name: ClusterName) -> ClusterStatus | None:
+        """What is known of a cluster's sessions; None for an unknown cluster."""
+        ...
+
+    async def cut(self, name: ClusterName, code: Code, reason: str) -> None:
+        """End all of a cluster's sessions."""
+        ...
+
+    def forget(self, name: ClusterName) -> None:
+        """No longer take in sessions of a cluster."""
+        ...
+
+
+class AdminApi:
+    """The handlers, and what they work on. `application()` makes the aiohttp application."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        sessions: Sessions,
+        authority: Authority,
+        public_address: HostPort,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._store = store
+        self._sessions = sessions
+        self._authority = authority
+        self._public_address = public_address
+        # A time with a time zone; the wall clock in the real program.
+        self._clock = clock
+        self._started_at = clock()
+
+    def application(self) -> web.Application:
+        """Build the application; serve it with `admin_socket.serve_on_socket`."""
+        application = web.Application(
+            middlewares=[errors_as_json], client_max_size=MAX_BODY_BYTES
+        )
+        application.add_routes(
+            [
+                web.get("/admin/v1/status", self._status),
+                web.get("/admin/v1/tokens", self._list_tokens),
+                web.post("/admin/v1/tokens", self._create_token),
+                web.delete("/admin/v1/tokens/{id}", self._revoke_token),
+                web.get("/admin/v1/clusters", self._list_clusters),
+                web.get("/admin/v1/clusters/{name}", self._show_cluster),
+                web.delete("/admin/v1/clusters/{name}", self._remove_cluster),
+                web.post("/admin/v1/kubeconfig", self._kubeconfig),
+            ]
+        )
+        return application
+
+    # -- the server --------------------------------------------------------------------------
+
+    async def _status(self, request: web.Request) -> web.Response:
+        documents = await self._cluster_documents()
+        tokens = await self._store.list_tokens()
+        now = self._clock()
+        states = [document["state"] for document in documents]
+        return web.json_response(
+            {
+                "version": VERSION,
+                "started_at": rfc3339(self._started_at),
+                "public_address": str(self._public_address),
+                "zone": self._authority.zone,
+                "ca_pin": self._authority.pin,
+                "clusters": {
+                    state: states.count(state)
+                    for state in ("connected", "away", "never")
+                },
+                "open_streams": sum(document["open_streams"] for document in documents),
+                "tokens_ready": sum(
+                    state_of(t, now) is TokenState.READY for t in tokens
+                ),
+            }
+        )
+
+    # -- tokens ------------------------------------------------------------------------------
+
+    async def _list_tokens(self, request: web.Request) -> web.Response:
+        now = self._clock()
+        tokens = await self._store.list_tokens()
+        return web.json_response(
+            {"tokens": [token_document(token, now) for token in tokens]}
+        )
+
+    async def _create_token(self, request: web.Request) -> web.Response:
+        order = await read_order(
+            request, frozenset({"cluster", "ttl_seconds", "format"})
+        )
+        cluster = order.cluster()
+        ttl = check_span(
+            "A token",
+            order.span("ttl_seconds", DEFAULT_TOKEN_TTL),
+            minimum=MIN_TOKEN_TTL,
+            maximum=MAX_TOKEN_TTL,
+        )
+        form = order.text("format") or "string"
+        if form not in _FORMS:
+            raise AdminError(
+                ErrorCode.BAD_REQUEST,
+                f"{form!r} is not a form of a token: use {', '.join(_FORMS)}.",
+            )
+        now = self._clock()
+        token_id, secret = new_token()
+        token = TokenRecord(
+            id=TokenId(token_id),
+            cluster=cluster,
+            verifier=verifier_of(secret),
+            created_at=now,
+            expires_at=now + ttl,
+        )
+        await self._store.add_token(token, now)
+        join_string = JoinString(
+            cluster=cluster,
+            host=self._public_address.host,
+            port=self._public_address.port,
+            token_id=token_id,
+            secret=secret,
+            pin=self._authority.pin,
+        )
+        audit(request, "created token %s for %s", token.id, cluster)
+        return web.json_response(
+            token_document(token, now) | _FORMS[form](join_string), status=201
+        )
+
+    async def _revoke_token(self, request: web.Request) -> web.Response:
+        token_id = TokenId(request.match_info["id"])
+        now = self._clock()
+        token = await self._store.revoke_token(token_id, now)
+        if token is None:
+            raise AdminError(
+                ErrorCode.NOT_FOUND,
+                f"There is no token {token_id!r}: see `tower token list`.",
+            )
+        audit(request, "revoked token %s of %s", token.id, token.cluster)
+        return web.json_response(token_document(token, now))
+
+    # -- clusters ----------------------------------------------------------------------------
+
+    async def _list_clusters(self, request: web.Request) -> web.Response:
+        return web.json_response({"clusters": await self._cluster_documents()})
+
+    async def _show_cluster(self, request: web.Request) -> web.Response:
+        name = parse_name(request.match_info["name"])
+        documents = await self._cluster_documents()
+        for document in documents:
+            if document["name"] == name:
+                return web.json_response(document)
+        raise no_cluster(name, [document["name"] for document in documents])
+
+    async def _remove_cluster(self, request: web.Request) -> web.Response:
+        name = parse_name(request.match_info["name"])
+        now = self._clock()
+        waiting = await self._ready_tokens(name, now)
+        # The store first: from here on the agent's certificate is no longer good, so that it
+        # cannot come back between the two.
+        record = await self._store.remove_cluster(name, now)
+        if record is None and not waiting:
+            raise no_cluster(name, await self._known_names())
+        if record is None:
+            # Invited only. Taking the invitation back is what the admin means.
+            for token in waiting:
+                await self._store.revoke_token(token.id, now)
+        await self._sessions.cut(name, Code.REVOKED, "an admin removed the cluster")
+        self._sessions.forget(name)
+        audit(request, "removed cluster %s", name)
+        return web.json_response(
+            {
+                "name": name,
+                "joined": record is not None,
+                "member_uid": record.member_uid if record else None,
+                "revoked_tokens": [token.id for token in waiting],
+            }
+        )
+
+    async def _kubeconfig(self, request: web.Request) -> web.Response:
+        order = await read_order(
+            request, frozenset({"cluster", "user", "groups", "ttl_seconds"})
+        )
+        name = order.cluster()
+        ttl = check_span(
+            "A kubeconfig",
+            order.span("ttl_seconds", DEFAULT_TTL),
+            minimum=MIN_TTL,
+            maximum=MAX_TTL,
+        )
+        try:
+            identity = check_user(order.text("user"), order.texts("groups"))
+        except ValueError as error:
+            raise AdminError(ErrorCode.REFUSED, str(error)) from error
+        now = self._clock()
+        await self._require_joined(name, now)
+        key = keys.new_key()
+        certificate = self._authority.issue_user(
+            key.public_key(),
+            user=identity.user,
+            groups=identity.groups,
+            clusters=frozenset({name}),
+            ttl=ttl,
+            now=now,
+        )
+        text = build_kubeconfig(
+            cluster=name,
+            zone=self._authority.zone,
+            public_address=self._public_address,
+            ca_pem=self._authority.pem,
+            certificate_pem=chains.pem(certificate),
+            key_pem=keys.private_pem(key),
+        )
+        audit(
+            request,
+            "issued a kubeconfig for %s: user %r, groups %r, serial %x, good for %s",
+            name,
+            identity.user,
+            identity.groups,
+            certificate.serial_number,
+            format_duration(ttl),
+        )
+        return web.json_response(
+            {
+                "cluster": name,
+                "user": identity.user,
+                "groups": list(identity.groups),
+                "serial": f"{certificate.serial_number:x}",
+                "expires_at": rfc3339(certificate.not_valid_after_utc),
+                "kubeconfig": text,
+            },
+            status=201,
+        )
+
+    # -- what several need -------------------------------------------------------------------
+
+    async def _cluster_documents(self) -> list[dict[str, Any]]:
+        """Every cluster that has joined or is invited, by name."""
+        now = self._clock()
+        records = await self._store.list_clusters()
+        tokens = await self._store.list_tokens()
+        known: dict[ClusterName, ClusterRecord | None] = {r.name: r for r in records}
+        known |= dict.fromkeys(waiting_clusters(tokens, records, now))
+        return [
+            cluster_document(
+                name,
+                record=record,
+                status=self._sessions.status(name) if record else None,
+                server_started_at=self._started_at,
+                zone=self._authority.zone,
+                public_address=self._public_address,
+            )
+            for name, record in sorted(known.items())
+        ]
+
+    async def _require_joined(self, name: ClusterName, now: datetime) -> None:
+        if await self._store.get_cluster(name) is not None:
+            return
+        waiting = await self._ready_tokens(name, now)
+        if waiting:
+            raise AdminError(
+                ErrorCode.NOT_FOUND,
+                f"The cluster {name!r} has not joined yet: start its agent with the join string of token "
+                f"{waiting[-1].id}, then ask again.",
+            )
+        raise no_cluster(name, await self._known_names())
+
+    async def _ready_tokens(
+        self, name: ClusterName, now: datetime
+    ) -> list[TokenRecord]:
+        return [
+            token
+            for token in await self._store.list_tokens()
+            if token.cluster == name and state_of(token, now) is TokenState.READY
+        ]
+
+    async def _known_names(self) -> list[str]:
+        return [document["name"] for document in await self._cluster_documents()]
+
+
+# How a new token is handed out. The string is in no log, no store and no other answer.
+_FORMS: dict[str, Callable[[JoinString], dict[str, str]]] = {
+    "string": lambda join: {"join_string": join.format()},
+    "manifest": lambda join: {"manifest": MemberManifest(join=join).to_yaml()},
+    "env": lambda join: {"env": env_file(join)},
+}

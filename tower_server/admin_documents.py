@@ -1,0 +1,91 @@
+"""What the admin API says: tokens, clusters and the server as JSON objects. Pure.
+
+Times are RFC 3339 in UTC, spans are numbers of seconds, what is not known is null.
+No object here has a secret in it; join strings and kubeconfigs are added by the one
+answer that hands them out.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from certs.names import ClusterName, host_name
+from shared.settings import HostPort
+from tower_server.durations import rfc3339
+from tower_server.kubeconfig import cluster_url
+from tower_server.registry import ClusterStatus
+from tower_server.stores import ClusterRecord, TokenRecord
+from tower_server.tokens import TokenState, state_of
+
+__all__ = [
+    "cluster_document",
+    "token_document",
+    "waiting_clusters",
+]
+
+
+def token_document(token: TokenRecord, now: datetime) -> dict[str, Any]:
+    """A join token without its secret, which we do not have."""
+    return {
+        "id": token.id,
+        "cluster": token.cluster,
+        "state": state_of(token, now).value,
+        "created_at": rfc3339(token.created_at),
+        "expires_at": rfc3339(token.expires_at),
+        "used_at": _optional(token.used_at),
+        "revoked_at": _optional(token.revoked_at),
+    }
+
+
+def cluster_document(
+    name: ClusterName,
+    *,
+    record: ClusterRecord | None,
+    status: ClusterStatus | None,
+    server_started_at: datetime,
+    zone: str,
+    public_address: HostPort,
+) -> dict[str, Any]:
+    """A cluster that has joined (`record`), or one that a token waits for (None)."""
+    state: str = status.state if status and record else "never"
+    since = status.since if status and record else None
+    if record and state == "never":
+        # The registry forgets with the process. A cluster that has joined has been here: it is
+        # away, at least since then or since our start.
+        state, since = "away", max(record.joined_at, server_started_at)
+    return {
+        "name": name,
+        "state": state,
+        "joined": record is not None,
+        "since": _optional(since),
+        "rtt_seconds": _rounded(status.rtt_seconds if status else None),
+        "agent_version": (status.agent_version if status else None)
+        or (record.agent_version if record else None),
+        "apiserver_version": status.apiserver_version if status else None,
+        "apiserver_error": status.apiserver_error if status else None,
+        "open_streams": status.open_streams if status else 0,
+        "sessions": status.sessions if status else 0,
+        "joined_at": _optional(record.joined_at if record else None),
+        "member_uid": record.member_uid if record else None,
+        "url": cluster_url(public_address, name),
+        "tls_server_name": host_name(name, zone),
+    }
+
+
+def waiting_clusters(
+    tokens: list[TokenRecord], clusters: list[ClusterRecord], now: datetime
+) -> list[ClusterName]:
+    """Names that a token could still join and that no cluster has: invited and not yet here."""
+    here = {cluster.name for cluster in clusters}
+    invited = {
+        token.cluster for token in tokens if state_of(token, now) is TokenState.READY
+    }
+    return sorted(invited - here)
+
+
+def _optional(moment: datetime | None) -> str | None:
+    return rfc3339(moment) if moment else None
+
+
+def _rounded(seconds: float | None) -> float | None:
+    """To microseconds: what is below is noise of the clock and of binary fractions."""
+    return round(seconds, 6) if seconds is not None else None

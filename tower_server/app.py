@@ -1,0 +1,261 @@
+"""Wires the server: builds every part, gives each what it needs, runs until cancelled.
+
+front door ─┬─ sealed ──▶ registry ──▶ session of the cluster
+            └─ own HTTPS ─┬─ /tunnel ──▶ listener
+                          └─ the rest ──▶ aiohttp (join, health)
+admin socket ──▶ admin API          raw entries ──▶ registry
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import ssl
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+
+from aiohttp import web
+
+from certs.assertion import AssertionVerifier
+from certs.authority import Authority
+from certs.contexts import inner_server, own_https
+from certs.names import ClusterName
+from shared.errors import Code, StreamReset
+from shared.mux.stream import Stream
+from shared.program import ProgramFailed
+from shared.settings import HostPort
+from shared.streams import ByteStream
+from shared.tunnel.tasks import TaskSet
+from shared.tunnel.tls import TlsEnd
+from tower_server import endpoints
+from tower_server.admin import AdminApi
+from tower_server.admin_socket import serve_on_socket
+from tower_server.control import ControlEnd, identify_agent
+from tower_server.entry import RawEntry
+from tower_server.front_door import FrontDoor
+from tower_server.identity import ServerIdentity, server_identity
+from tower_server.join import JoinService
+from tower_server.listener import TunnelListener
+from tower_server.own_https import OwnHttps, close_after_answer
+from tower_server.registry import LiveSession, Registry
+from tower_server.settings import ServeSettings
+from tower_server.state_directory import (
+    AUTHORITY_NAME,
+    STORE_NAME,
+    locked_state_directory,
+)
+from tower_server.stores import Store
+from tower_server.stores.sqlite import SqliteStore
+
+__all__ = ["serve"]
+
+_log = logging.getLogger(__name__)
+
+# For the last words to agents, and for requests that are being answered, when we stop.
+STOP_SECONDS = 2.0
+# How often the server's certificate is looked at; it is due 30 days before its end.
+RENEWAL_CHECK_SECONDS = 3600.0
+
+
+async def serve(settings: ServeSettings) -> None:
+    """Run the server until cancelled.
+
+    Prints what it listens on, one line each, the `ready` line last.
+
+    Raises:
+        ProgramFailed: If the state directory or an address cannot be used.
+        StoreUnavailable: If the store cannot.
+    """
+    async with AsyncExitStack() as stack:
+        stack.enter_context(locked_state_directory(settings.state_dir))
+        try:
+            authority = Authority.open_or_create(
+                settings.state_dir / AUTHORITY_NAME, settings.zone, datetime.now(UTC)
+            )
+            identity = _identity(settings, authority, datetime.now(UTC))
+        except (ValueError, OSError) as error:
+            raise ProgramFailed(f"The server cannot start: {error}.") from error
+        store = await SqliteStore.open(settings.state_dir / STORE_NAME)
+        stack.push_async_callback(store.close)
+        await _Server(settings, authority, identity, store).run(stack)
+
+
+def _identity(
+    settings: ServeSettings, authority: Authority, now: datetime
+) -> ServerIdentity:
+    names = {settings.public_address_at(0).host}
+    if not settings.listen.is_wildcard:
+        names.add(settings.listen.host)
+    return server_identity(settings.state_dir, authority, sorted(names), now)
+
+
+class _Server:
+    """The parts of one server process."""
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        authority: Authority,
+        identity: ServerIdentity,
+        store: Store,
+    ) -> None:
+        self._settings = settings
+        self._authority = authority
+        self._store = store
+        self._registry = Registry()
+        self._tasks = TaskSet("server")
+        # Replaced together by _renew: our identity, and the context of control streams.
+        self._identity = identity
+        self._control_context = self._inner_context()
+        self._join = JoinService(
+            authority=authority,
+            store=store,
+            server_key=identity.key,
+            server_certificate=identity.certificate,
+            on_joined=self._joined,
+        )
+        self._listener = TunnelListener(
+            AssertionVerifier([authority.certificate], authority.zone),
+            store,
+            self._registry,
+            lambda stream: self._door.stream_accepted(stream),
+            self._open_control,
+        )
+        application = web.Application()
+        application.on_response_prepare.append(close_after_answer)
+        endpoints.add_routes(application, self._join)
+        self._web = web.AppRunner(
+            application, access_log=None, shutdown_timeout=STOP_SECONDS
+        )
+        self._own = OwnHttps(
+            self._outer_context(), self._make_web, self._listener.protocol
+        )
+        self._door = FrontDoor(authority.zone, self._registry, self._own.serve)
+
+    async def run(self, stack: AsyncExitStack) -> None:
+        """Serve until cancelled. What is opened here, the stack closes, in reverse."""
+        for record in await self._store.list_clusters():
+            self._registry.know(record.name, record.member_uid)
+        await self._web.setup()
+        stack.push_async_callback(self._web.cleanup)
+        stack.callback(self._own.close)
+        stack.push_async_callback(
+            self._listener.drain, "the server stops", STOP_SECONDS
+        )
+        bound = self._listen(stack)
+        public = self._settings.public_address_at(bound.port)
+        await self._serve_admin(stack, public)
+        await self._open_entries(stack)
+        self._tasks.start(self._keep_renewed(), "renewal")
+        stack.push_async_callback(self._tasks.close)
+        print(f"tower-server ready on {bound}", flush=True)
+        _log.info("ready on %s, public address %s", bound, public)
+        await asyncio.Event().wait()
+
+    # Faces
+
+    def _listen(self, stack: AsyncExitStack) -> HostPort:
+        address = self._settings.listen
+        try:
+            host, port = self._door.listen(address.host, address.port)
+        except OSError as error:
+            raise _cannot_listen("--listen", address, error) from error
+        # Before the tunnels end: their agents shall not come back to us.
+        stack.push_async_callback(self._door.close)
+        return HostPort(host=host, port=port)
+
+    async def _open_entries(self, stack: AsyncExitStack) -> None:
+        for entry in self._settings.tcp_entries:
+            raw = RawEntry(entry, self._registry)
+            try:
+                host, port = await raw.listen()
+            except OSError as error:
+                raise _cannot_listen("--tcp-entry", entry.listen, error) from error
+            stack.push_async_callback(raw.close)
+            at = HostPort(host=host, port=port)
+            print(f"tcp entry {at} -> {entry.cluster}/{entry.target}", flush=True)
+
+    def _make_web(self) -> asyncio.Protocol:
+        server = self._web.server
+        assert (
+            server is not None
+        )  # from setup to cleanup, and no connection outlives that
+        return server()
+
+    async def _serve_admin(self, stack: AsyncExitStack, public: HostPort) -> None:
+        api = AdminApi(
+            store=self._store,
+            sessions=self._registry,
+            authority=self._authority,
+            public_address=public,
+            clock=lambda: datetime.now(UTC),
+        )
+        await stack.enter_async_context(
+            serve_on_socket(api.application(), self._settings.admin_socket)
+        )
+
+    # Agents
+
+    def _joined(self, cluster: ClusterName, serial: int) -> None:
+        # From now on its name means something; its UID comes with its first tunnel.
+        self._registry.know(cluster, None)
+        self._listener.end_replaced(cluster, serial)
+
+    def _open_control(self, session: LiveSession, stream: Stream) -> None:
+        def secured(plain: ByteStream, connection: ssl.SSLObject) -> ControlEnd:
+            try:
+                identify_agent(connection, session, self._authority.zone)
+            except ValueError as error:
+                raise StreamReset(Code.REFUSED, str(error)) from None
+            return ControlEnd(session, plain)
+
+        # No gate for handshakes: these callers have proven who they are, and the listener
+        # counts the control streams of each. Ten thousand of them may return at once.
+        end = TlsEnd(
+            self._control_context,
+            server_side=True,
+            on_handshake=secured,
+            call_later=asyncio.get_running_loop().call_later,
+        )
+        stream.handler = end
+        end.start(stream)
+
+    # Our own certificate
+
+    async def _keep_renewed(self) -> None:
+        while True:
+            await asyncio.sleep(RENEWAL_CHECK_SECONDS)
+            try:
+                self._renew(datetime.now(UTC))
+            except (ValueError, OSError) as error:
+                # A third of its life is left for somebody to read this.
+                _log.error("the server's certificate cannot be renewed: %s", error)
+
+    def _renew(self, now: datetime) -> None:
+        """Replace the certificate if it is due. Connections that are open keep the old."""
+        identity = _identity(self._settings, self._authority, now)
+        if identity.certificate == self._identity.certificate:
+            return
+        self._identity = identity
+        self._own.context = self._outer_context()
+        self._control_context = self._inner_context()
+        self._join.renew(identity.key, identity.certificate)
+        _log.info("renewed the server's certificate")
+
+    def _outer_context(self) -> ssl.SSLContext:
+        return own_https(self._identity.chain_pem, self._identity.key_pem)
+
+    def _inner_context(self) -> ssl.SSLContext:
+        identity = self._identity
+        return inner_server(identity.chain_pem, identity.key_pem, self._authority.pem)
+
+
+def _cannot_listen(option: str, address: HostPort, error: OSError) -> ProgramFailed:
+    if error.errno is None or isinstance(error, socket.gaierror):
+        reason = error.strerror or str(error)
+    else:
+        reason = os.strerror(error.errno)  # the error's own repeats the address
+    return ProgramFailed(
+        f"The server cannot listen on {address} ({reason}): stop what listens there, or "
+        f"choose another address of this machine with {option}."
+    )

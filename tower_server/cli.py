@@ -1,0 +1,206 @@
+"""The command `tower-server`: the host's end. Reads settings, runs `app.serve`; decides nothing."""
+
+import os
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from certs.names import DEFAULT_ZONE
+from shared.logs import set_up_logging
+from shared.program import EXIT_FAILED, EXIT_USAGE, run_program
+from shared.settings import SettingsError
+from shared.version import VERSION
+from tower_server.settings import (
+    ADMIN_SOCKET_NAME,
+    DEFAULT_LISTEN,
+    ServeSettings,
+    parse_serve_settings,
+)
+
+__all__ = ["cli", "main"]
+
+cli = typer.Typer(
+    name="tower-server",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    # A trace with local variables could show a secret.
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ADDRESSES = "Addresses"
+STATE = "State and administration"
+LOGGING = "Logging"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"tower-server {VERSION}")
+        raise typer.Exit
+
+
+@cli.callback()
+def tower_server(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the version and exit.",
+        ),
+    ] = False,
+) -> None:
+    """Tower's server, on the host: private clusters dial in here, and control planes reach them through it.
+
+    It makes its certificate authority at the first start, in the state directory. Clusters are
+    invited, listed and removed with the command `tower`, on the same machine.
+    """
+
+
+@cli.command()
+def serve(
+    state_dir: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            envvar="TOWER_STATE_DIR",
+            show_default=False,
+            rich_help_panel=STATE,
+            help="Where the CA, the clusters and the tokens are kept; made if it is not there. "
+            "Back it up: with it lost, every member has to join again. Needed.",
+        ),
+    ] = None,
+    admin_socket: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            envvar="TOWER_ADMIN_SOCKET",
+            show_default=f"DIR/{ADMIN_SOCKET_NAME}",
+            rich_help_panel=STATE,
+            help="The unix socket for the command `tower`, made with mode 0600: "
+            "whoever can open it is an admin.",
+        ),
+    ] = None,
+    listen: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST:PORT",
+            envvar="TOWER_LISTEN",
+            rich_help_panel=ADDRESSES,
+            help="Where to listen, for agents and for Kubernetes clients alike. "
+            "Port 0: any free one, named in the ready line.",
+        ),
+    ] = DEFAULT_LISTEN,
+    public_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            envvar="TOWER_PUBLIC_ADDRESS",
+            show_default="the listen address",
+            rich_help_panel=ADDRESSES,
+            help="What agents dial and kubeconfigs name. Needed when the server listens on all addresses.",
+        ),
+    ] = None,
+    zone: Annotated[
+        str,
+        typer.Option(
+            metavar="ZONE",
+            envvar="TOWER_ZONE",
+            rich_help_panel=ADDRESSES,
+            help="The DNS suffix under which clusters have names (alpha.ZONE), inside TLS only: nobody has to "
+            "resolve it. It cannot be changed once the CA is made.",
+        ),
+    ] = DEFAULT_ZONE,
+    tcp_entry: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST:PORT=CLUSTER/TARGET",
+            envvar="TOWER_TCP_ENTRIES",
+            rich_help_panel=ADDRESSES,
+            help="For tests and measurements: a plain TCP entry to a target that the cluster's agent lists "
+            "(`tower-agent run --target`). Nobody is authenticated on it. Can be given more than once; "
+            "in the environment separated by blanks.",
+        ),
+    ] = None,
+    log_level: Annotated[
+        str,
+        typer.Option(
+            metavar="LEVEL",
+            envvar="TOWER_LOG_LEVEL",
+            rich_help_panel=LOGGING,
+            help="debug, info, warning or error.",
+        ),
+    ] = "info",
+    log_format: Annotated[
+        str,
+        typer.Option(
+            metavar="FORMAT",
+            envvar="TOWER_LOG_FORMAT",
+            rich_help_panel=LOGGING,
+            help="text, or json: one object a line. Logs go to stderr.",
+        ),
+    ] = "text",
+) -> None:
+    """Run the server until SIGTERM or SIGINT. A second signal ends it at once.
+
+    When it serves, it prints one line on stdout: `tower-server ready on HOST:PORT`.
+
+    **On this machine only**, to try it:
+
+    ```
+    tower-server serve --state-dir ./state --listen 127.0.0.1:8443
+    ```
+
+    **For members elsewhere**:
+
+    ```
+    tower-server serve --state-dir /var/lib/tower --public-address tower.example.com:8443
+    ```
+
+    Exit status: 0 stopped by a signal, 1 failed, 2 wrong usage.
+    """
+    try:
+        settings = parse_serve_settings(
+            state_dir=state_dir,
+            listen=listen,
+            public_address=public_address,
+            zone=zone,
+            admin_socket=admin_socket,
+            tcp_entries=tcp_entry or (),
+            log_level=log_level,
+            log_format=log_format,
+        )
+    except SettingsError as error:
+        _refuse(error)
+    raise typer.Exit(_run(settings))
+
+
+def _run(settings: ServeSettings) -> int:
+    # Files that we make are ours alone, also those of libraries (SQLite's journal).
+    os.umask(0o077)
+    set_up_logging(settings.log)
+    # Only now: --help and wrong usage should not wait for everything to load.
+    from tower_server.app import serve as serve_app
+    from tower_server.stores import StoreUnavailable
+
+    return run_program(
+        lambda: serve_app(settings),
+        lambda error: EXIT_FAILED if isinstance(error, StoreUnavailable) else None,
+    )
+
+
+def _refuse(error: SettingsError) -> NoReturn:
+    print(f"Error: {error}", file=sys.stderr)
+    raise typer.Exit(EXIT_USAGE)
+
+
+def main() -> None:
+    """Entry point of the `tower-server` script."""
+    # By name: `python -m` would put its own into usage lines and completion scripts.
+    cli(prog_name="tower-server")
+
+
+if __name__ == "__main__":
+    main()

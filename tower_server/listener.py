@@ -1,0 +1,374 @@
+"""Takes the calls of agents: the WebSocket upgrade, who is calling, and what streams they open.
+
+An agent proves who it is by a signed, single-use assertion in the upgrade, so that this
+works behind anything that ends TLS (design 3). Only then is there a session. Refusals are
+JSON with `error` and `message`, one sentence that the agent shows to its operator.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import cast
+
+from websockets.datastructures import Headers
+from websockets.http11 import Request, Response
+from websockets.server import ServerProtocol
+
+from certs.assertion import AgentIdentity, AssertionVerifier, BadAssertion
+from certs.names import ClusterName
+from shared.errors import Code
+from shared.mux.session import Role
+from shared.mux.stream import Stream
+from shared.mux.windows import INITIAL_WINDOW_BYTES
+from shared.tunnel.connection import TunnelConnection
+from shared.tunnel.tasks import TaskSet
+from shared.version import VERSION
+from shared.wire.frames import MAX_MESSAGE_BYTES, GoAway, printable
+from shared.wire.hello import VERSIONS, Hello, subprotocol
+from tower_server.membership import agent_is_current
+from tower_server.registry import CONTROL_TARGET, LiveSession, Registry
+from tower_server.stores import Store, StoreUnavailable
+
+__all__ = ["TunnelListener", "UpgradeRefused"]
+
+_log = logging.getLogger(__name__)
+
+# How soon an agent may try again when the store cannot be asked now.
+RETRY_AFTER_SECONDS = 2
+# The same refusal is logged as a warning again only after so many seconds.
+REFUSAL_LOG_SECONDS = 1.0
+# An agent needs one control stream; a second while it replaces a broken one.
+MAX_CONTROL_STREAMS = 2
+# Of what a stranger's header says and our sentence repeats.
+MAX_QUOTED_CHARS = 100
+
+
+class UpgradeRefused(Exception):
+    """An agent is not let in; the sentence is for its operator."""
+
+    def __init__(
+        self, status: int, code: str, sentence: str, retry_after: int | None = None
+    ) -> None:
+        super().__init__(status, code, sentence)
+        self.status = status
+        self.code = code
+        self.sentence = sentence
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return self.sentence
+
+    def response(self) -> Response:
+        body = json.dumps({"error": self.code, "message": self.sentence}).encode()
+        headers = Headers(
+            {
+                "Date": datetime.now(UTC).strftime("%a, %d %b %Y %H:%M:%S GMT"),
+                "Content-Type": "application/json",
+                "Content-Length": str(len(body)),
+                "Connection": "close",
+            }
+        )
+        if self.retry_after is not None:
+            headers["Retry-After"] = str(self.retry_after)
+        return Response(self.status, self.code, headers, body)
+
+
+def _going_away() -> UpgradeRefused:
+    return UpgradeRefused(
+        503, "going_away", "The server is stopping.", RETRY_AFTER_SECONDS
+    )
+
+
+class TunnelListener:
+    """Lets agents in and keeps the registry true about them; owner of their connections."""
+
+    def __init__(
+        self,
+        verifier: AssertionVerifier,
+        store: Store,
+        registry: Registry,
+        stream_accepted: Callable[[Stream], None],
+        open_control: Callable[[LiveSession, Stream], None],
+    ) -> None:
+        self._verifier = verifier
+        self._store = store
+        self._registry = registry
+        # The front door's: an agent has authenticated a caller.
+        self._stream_accepted = stream_accepted
+        # Takes over a control stream that an agent opened.
+        self._open_control = open_control
+        self._tasks = TaskSet("listener")
+        # Connections whose session is up.
+        self._live: dict[TunnelConnection, LiveSession] = {}
+        # Connections whose HELLO is not here yet, with who they are.
+        self._arriving: dict[TunnelConnection, AgentIdentity] = {}
+        # Set by drain: nobody is let in any more.
+        self._draining = False
+        # Until when refusals with a code were logged enough; there are few codes.
+        self._log_again_at: dict[str, float] = {}
+        # Set while draining: fires when the last connection is gone.
+        self._emptied: asyncio.Event | None = None
+
+    def protocol(self) -> asyncio.Protocol:
+        """A protocol for one connection whose first request is for /tunnel."""
+        return _Upgrade(self)
+
+    async def drain(self, reason: str, timeout_seconds: float) -> None:
+        """Say GOAWAY on every tunnel, close it, and wait a while until all are gone.
+
+        Those that are not gone by then are dropped. New ones are refused from now on.
+        """
+        self._draining = True
+        for connection in [*self._live, *self._arriving]:
+            connection.close(Code.GOING_AWAY, reason)
+        await self._tasks.close()
+        if self._live or self._arriving:
+            self._emptied = asyncio.Event()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout_seconds):
+                    await self._emptied.wait()
+            for connection in [*self._live, *self._arriving]:
+                connection.abort(reason)
+
+    def end_replaced(self, cluster: ClusterName, serial: int) -> None:
+        """A cluster has joined (again): tunnels with an earlier certificate end (design 3)."""
+        reason = "this cluster has joined again with another certificate"
+        callers = [
+            *((connection, who) for connection, who in self._arriving.items()),
+            *((connection, live.identity) for connection, live in self._live.items()),
+        ]
+        for connection, identity in callers:
+            if identity.cluster == cluster and identity.serial != serial:
+                connection.close(Code.REVOKED, reason)
+
+    # Upgrades
+
+    def upgrade(self, waiting: "_Upgrade", request: Request) -> None:
+        if self._draining:
+            waiting.refuse(_going_away().response())
+        else:
+            self._tasks.start(self._decide(waiting, request), "upgrade")
+
+    async def _decide(self, waiting: "_Upgrade", request: Request) -> None:
+        refusal: UpgradeRefused | None = None
+        try:
+            identity = await self._admit(request)
+        except UpgradeRefused as error:
+            refusal = error
+        except asyncio.CancelledError:
+            waiting.refuse(_going_away().response())
+            raise
+        except Exception:
+            waiting.refuse(UpgradeRefused(500, "internal", "See the log.").response())
+            raise
+        if refusal is None:
+            refusal = waiting.accept(request, identity)
+        if refusal is not None:
+            self._log_refusal(refusal, waiting.peer)
+            waiting.refuse(refusal.response())
+
+    def _log_refusal(self, refusal: UpgradeRefused, peer: str) -> None:
+        # Strangers can be refused as often as they like, and the log is not theirs to fill.
+        now = asyncio.get_running_loop().time()
+        is_due = now >= self._log_again_at.get(refusal.code, now)
+        if is_due:
+            self._log_again_at[refusal.code] = now + REFUSAL_LOG_SECONDS
+        _log.log(
+            logging.WARNING if is_due else logging.DEBUG,
+            "tunnel from %s refused (%s): %s",
+            peer,
+            refusal.code,
+            refusal,
+        )
+
+    async def _admit(self, request: Request) -> AgentIdentity:
+        _check_versions(request)
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise UpgradeRefused(
+                401,
+                "no_assertion",
+                "The upgrade carries no assertion: a proxy on the way may have removed "
+                "the Authorization header.",
+            )
+        try:
+            identity = self._verifier.verify(token.strip(), datetime.now(UTC))
+        except BadAssertion as error:
+            raise UpgradeRefused(401, "bad_assertion", str(error)) from None
+        await self._check_known(identity)
+        return identity
+
+    async def _check_known(self, identity: AgentIdentity) -> None:
+        try:
+            cluster = await self._store.get_cluster(identity.cluster)
+        except StoreUnavailable as error:
+            # What is wrong with our disk is for our log; the agent only has to wait.
+            _log.error("cannot look up cluster %s: %s", identity.cluster, error)
+            raise UpgradeRefused(
+                503,
+                "store_unavailable",
+                "The server cannot look up its clusters at the moment; its log says why.",
+                RETRY_AFTER_SECONDS,
+            ) from error
+        if cluster is None:
+            raise UpgradeRefused(
+                403,
+                "cluster_removed",
+                f"Cluster {identity.cluster} is not known here (removed?): make a new token with "
+                f"`tower token create {identity.cluster}` and start the agent with it.",
+            )
+        self._registry.know(cluster.name, cluster.member_uid)
+        if not agent_is_current(
+            cluster, serial=identity.serial, key_pin=identity.public_key_pin
+        ):
+            raise UpgradeRefused(
+                403,
+                "certificate_replaced",
+                f"Cluster {identity.cluster} has joined again since, and this agent's certificate "
+                "is no longer good: stop this agent, or join it with a new token.",
+            )
+
+    # From _Upgrade
+
+    def connected(
+        self,
+        identity: AgentIdentity,
+        websocket: ServerProtocol,
+        transport: asyncio.Transport,
+    ) -> None:
+        hello = Hello(
+            session_id="",  # the agent's, once it said HELLO
+            window_bytes=INITIAL_WINDOW_BYTES,
+            software=f"tower-server/{VERSION}",
+        )
+        connection = TunnelConnection(Role.SERVER, websocket, hello, self)
+        self._arriving[connection] = identity
+        connection.start(transport)
+
+    # shared.tunnel.connection.TunnelOwner
+
+    def tunnel_ready(self, connection: TunnelConnection, hello: Hello) -> None:
+        identity = self._arriving.pop(connection)
+        session = LiveSession(identity, connection, hello.software)
+        self._live[connection] = session
+        if self._registry.add(session):
+            _log.info("%s: agent connected (%s)", identity.cluster, hello.software)
+        else:
+            connection.close(Code.REVOKED, "the cluster was removed")
+
+    def stream_opened(self, connection: TunnelConnection, stream: Stream) -> None:
+        session = self._live.get(connection)
+        if stream.target != CONTROL_TARGET or session is None:
+            stream.reset(Code.REFUSED, "the server has no such target")
+        elif session.control_streams > MAX_CONTROL_STREAMS:
+            stream.reset(Code.LIMIT, "this tunnel has enough control streams")
+        else:
+            self._open_control(session, stream)
+
+    def stream_accepted(self, connection: TunnelConnection, stream: Stream) -> None:
+        self._stream_accepted(stream)
+
+    def going_away(self, connection: TunnelConnection, notice: GoAway) -> None:
+        session = self._live.get(connection)
+        if session is not None:
+            self._registry.left(session)
+            _log.info("%s: agent goes away: %s", session.cluster, notice.reason)
+
+    def tunnel_lost(self, connection: TunnelConnection, reason: str) -> None:
+        self._arriving.pop(connection, None)
+        session = self._live.pop(connection, None)
+        if session is not None:
+            self._registry.remove(session)
+            _log.info("%s: tunnel ended: %s", session.cluster, reason)
+        if self._emptied is not None and not self._live and not self._arriving:
+            self._emptied.set()
+
+
+def _check_versions(request: Request) -> None:
+    offered = {
+        name.strip()
+        for header in request.headers.get_all("Sec-WebSocket-Protocol")
+        for name in header.split(",")
+    }
+    ours = [subprotocol(version) for version in VERSIONS]
+    if not offered.intersection(ours):
+        theirs = printable(", ".join(sorted(offered)))[:MAX_QUOTED_CHARS]
+        raise UpgradeRefused(
+            400,
+            "version",
+            f"This server (tower-server {VERSION}) speaks {', '.join(ours)}, the agent "
+            f"{theirs or 'none of them'}: upgrade the older of the two.",
+        )
+
+
+class _Upgrade(asyncio.Protocol):
+    """One connection between its first request and its session."""
+
+    def __init__(self, listener: TunnelListener) -> None:
+        self._listener = listener
+        self._websocket = ServerProtocol(
+            subprotocols=[subprotocol(v) for v in VERSIONS],  # type: ignore[misc]
+            max_size=MAX_MESSAGE_BYTES,
+        )
+        # None before the connection is made, and again when it is lost.
+        self._transport: asyncio.Transport | None = None
+        # Who calls, for the log.
+        self.peer = "?"
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are no subclass, only the same.
+        self._transport = cast(asyncio.Transport, transport)
+        peer = transport.get_extra_info("peername")
+        self.peer = str(peer[0]) if peer else "?"
+
+    def data_received(self, data: bytes) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        # The whole head is in the first call: whoever made us has waited for it.
+        self._websocket.receive_data(data)
+        event = next(iter(self._websocket.events_received()), None)
+        # Nothing more is read until it is decided who this is, or the connection closes.
+        self._transport.pause_reading()
+        if isinstance(event, Request):
+            self._listener.upgrade(self, event)
+        else:
+            self.refuse(
+                UpgradeRefused(
+                    400, "bad_request", "The request is no WebSocket upgrade."
+                ).response()
+            )
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+
+    def accept(
+        self, request: Request, identity: AgentIdentity
+    ) -> UpgradeRefused | None:
+        """Answer 101 and start the session, or say why that cannot be."""
+        transport = self._transport
+        if transport is None:
+            return None
+        response = self._websocket.accept(request)
+        if response.status_code != 101:
+            # Not an upgrade at all: something on the way has removed its headers.
+            return UpgradeRefused(
+                426,
+                "upgrade_required",
+                "This is the tunnel's address; it wants a WebSocket upgrade: a proxy on the "
+                "way may not let WebSockets through.",
+            )
+        self._websocket.send_response(response)
+        for data in self._websocket.data_to_send():
+            transport.write(data)
+        self._listener.connected(identity, self._websocket, transport)
+        transport.resume_reading()
+        return None
+
+    def refuse(self, response: Response) -> None:
+        """Answer, and close."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(response.serialize())
+            self._transport.close()

@@ -1,0 +1,258 @@
+"""Which clusters are known, and which sessions reach them right now.
+
+The one place that the front door, the entries, the admin API and the listener ask. The
+store remembers across restarts; this holds what lives only while the process does.
+Several sessions of one cluster are normal (a rolling update, two replicas): the newest
+usable one gets new streams, the older ones finish what they have.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from certs.assertion import AgentIdentity
+from certs.names import ClusterName
+from shared.errors import Code
+from shared.mux.stream import Stream
+from shared.tunnel.connection import TunnelConnection
+
+__all__ = [
+    "CONTROL_TARGET",
+    "MAX_SESSIONS_PER_CLUSTER",
+    "ClusterStatus",
+    "LiveSession",
+    "MemberReport",
+    "Registry",
+]
+
+# What an agent opens a stream to for its reports.
+CONTROL_TARGET = "control"
+
+# Sessions of one cluster at a time: two replicas, each twice during a rolling update,
+# and as many again that are dead but not yet noticed.
+MAX_SESSIONS_PER_CLUSTER = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemberReport:
+    """What an agent last said about its member over the control stream."""
+
+    apiserver_version: str | None = None
+    apiserver_error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterStatus:
+    """The truth about one cluster, not older than the dead-peer time (5 s)."""
+
+    name: ClusterName
+    state: Literal["connected", "away", "never"]
+    since: datetime | None
+    rtt_seconds: float | None = None
+    agent_version: str | None = None
+    apiserver_version: str | None = None
+    apiserver_error: str | None = None
+    open_streams: int = 0
+    sessions: int = 0
+    member_uid: str | None = None
+
+
+class LiveSession:
+    """One agent's connection, with what is known about it."""
+
+    def __init__(
+        self, identity: AgentIdentity, connection: TunnelConnection, software: str
+    ) -> None:
+        # As the assertion in its upgrade proved.
+        self.identity = identity
+        self.connection = connection
+        # The agent's name and version, as its HELLO says.
+        self.software = software
+        self.connected_at = datetime.now(UTC)
+        # Renewed by each report over the control stream.
+        self.report = MemberReport()
+
+    @property
+    def cluster(self) -> ClusterName:
+        return self.identity.cluster
+
+    @property
+    def usable(self) -> bool:
+        """Whether a new stream may be opened."""
+        return self.connection.usable
+
+    @property
+    def control_streams(self) -> int:
+        return sum(stream.target == CONTROL_TARGET for stream in self._streams())
+
+    @property
+    def user_streams(self) -> int:
+        """All others: the agent's own control streams are not a user's."""
+        return sum(stream.target != CONTROL_TARGET for stream in self._streams())
+
+    def _streams(self) -> Iterable[Stream]:
+        return self.connection.session.streams.values()
+
+
+class _Cluster:
+    """A known cluster: its sessions, oldest first, and who waits for one."""
+
+    def __init__(self, member_uid: str | None) -> None:
+        self.member_uid = member_uid
+        # Also those that take no new streams and finish what they have.
+        self.sessions: list[LiveSession] = []
+        # When the last usable session ended; None while there is one, or never was.
+        self.away_since: datetime | None = None
+        # When the present run of usable sessions began.
+        self.connected_since: datetime | None = None
+        # The newest of all: what it said stays known while the cluster is away.
+        self.last: LiveSession | None = None
+        self.waiters: set[asyncio.Future[None]] = set()
+
+    def newest_usable(self) -> LiveSession | None:
+        return next((s for s in reversed(self.sessions) if s.usable), None)
+
+    def note_absence(self) -> None:
+        if self.away_since is None and self.newest_usable() is None:
+            self.away_since = datetime.now(UTC)
+
+    def wake(self) -> None:
+        for waiter in self.waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+class Registry:
+    """Known clusters and their live sessions."""
+
+    def __init__(self) -> None:
+        self._clusters: dict[ClusterName, _Cluster] = {}
+
+    # What is known
+
+    def know(self, name: ClusterName, member_uid: str | None) -> None:
+        """Add a cluster, or renew what is known of it."""
+        cluster = self._clusters.setdefault(name, _Cluster(member_uid))
+        cluster.member_uid = member_uid or cluster.member_uid
+
+    def forget(self, name: ClusterName) -> None:
+        """The cluster is removed: it has no name here any more. `cut` its sessions first."""
+        cluster = self._clusters.pop(name, None)
+        if cluster is not None:
+            cluster.wake()  # there is nothing to wait for
+
+    def knows(self, name: str) -> bool:
+        return name in self._clusters
+
+    # Sessions
+
+    def add(self, session: LiveSession) -> bool:
+        """Take in a session that is ready; False when its cluster is gone by now."""
+        cluster = self._clusters.get(session.cluster)
+        if cluster is None:
+            return False
+        if cluster.newest_usable() is None:
+            cluster.connected_since = session.connected_at
+        cluster.sessions.append(session)
+        cluster.last, cluster.away_since = session, None
+        while len(cluster.sessions) > MAX_SESSIONS_PER_CLUSTER:
+            oldest = cluster.sessions.pop(0)
+            oldest.connection.close(Code.REPLACED, "too many sessions of this cluster")
+        cluster.wake()
+        return True
+
+    def left(self, session: LiveSession) -> None:
+        """The session takes no new streams any more; it may still have some."""
+        cluster = self._clusters.get(session.cluster)
+        if cluster is not None and session in cluster.sessions:
+            cluster.note_absence()
+
+    def remove(self, session: LiveSession) -> None:
+        """The session is over. Harmless for one that is not here."""
+        cluster = self._clusters.get(session.cluster)
+        if cluster is not None and session in cluster.sessions:
+            cluster.sessions.remove(session)
+            cluster.note_absence()
+
+    def pick(self, name: ClusterName) -> LiveSession | None:
+        """The session for a new stream: the newest that is usable."""
+        cluster = self._clusters.get(name)
+        return cluster.newest_usable() if cluster is not None else None
+
+    async def wait_for(
+        self, name: ClusterName, timeout_seconds: float
+    ) -> LiveSession | None:
+        """`pick`, waiting up to a time for an agent to come back. Safe to cancel."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_seconds
+        while True:
+            cluster = self._clusters.get(name)
+            session = self.pick(name)
+            left_seconds = deadline - loop.time()
+            if session is not None or cluster is None or left_seconds <= 0:
+                return session
+            waiter: asyncio.Future[None] = loop.create_future()
+            cluster.waiters.add(waiter)
+            try:
+                await asyncio.wait((waiter,), timeout=left_seconds)
+            finally:
+                cluster.waiters.discard(waiter)
+
+    async def cut(self, name: ClusterName, code: Code, reason: str) -> None:
+        """End all sessions of a cluster, telling its agents why."""
+        cluster = self._clusters.get(name)
+        for session in list(cluster.sessions) if cluster is not None else ():
+            session.connection.close(code, reason)
+
+    def sessions(self) -> Iterable[LiveSession]:
+        """Every live session, of every cluster."""
+        for cluster in list(self._clusters.values()):
+            yield from list(cluster.sessions)
+
+    # Status
+
+    def status(self, name: ClusterName) -> ClusterStatus | None:
+        """What to tell an admin about one cluster; None for an unknown one."""
+        cluster = self._clusters.get(name)
+        if cluster is None:
+            return None
+        newest = cluster.newest_usable()
+        streams = sum(session.user_streams for session in cluster.sessions)
+        if newest is None:
+            return self._away(name, cluster, streams)
+        return ClusterStatus(
+            name=name,
+            state="connected",
+            since=cluster.connected_since,
+            rtt_seconds=newest.connection.session.liveness.round_trip_seconds,
+            agent_version=newest.software,
+            apiserver_version=newest.report.apiserver_version,
+            apiserver_error=newest.report.apiserver_error,
+            open_streams=streams,
+            sessions=len(cluster.sessions),
+            member_uid=cluster.member_uid,
+        )
+
+    def _away(
+        self, name: ClusterName, cluster: _Cluster, streams: int
+    ) -> ClusterStatus:
+        last = cluster.last
+        if last is not None:
+            cluster.note_absence()  # a session that we are closing has said nothing yet
+        return ClusterStatus(
+            name=name,
+            state="never" if last is None else "away",
+            since=cluster.away_since,
+            agent_version=last.software if last else None,
+            apiserver_version=last.report.apiserver_version if last else None,
+            open_streams=streams,
+            sessions=len(cluster.sessions),
+            member_uid=cluster.member_uid,
+        )
+
+    def all(self) -> list[ClusterStatus]:
+        """The status of every known cluster, by name."""
+        statuses = (self.status(name) for name in sorted(self._clusters))
+        return [status for status in statuses if status is not None]

@@ -1,0 +1,163 @@
+"""What `tower-server serve` is told: flags and environment, checked before anything starts.
+
+The command line knows names, help texts and environment variables; here is what a value
+may be. Nothing is opened or created, so that a mistake costs nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from certs.names import DEFAULT_ZONE, ClusterName, parse_cluster_name, parse_zone
+from shared.logs import LogSettings, parse_log_settings
+from shared.settings import HostPort, SettingsError, parse_host_port
+
+__all__ = [
+    "ADMIN_SOCKET_NAME",
+    "DEFAULT_LISTEN",
+    "ServeSettings",
+    "TcpEntry",
+    "parse_serve_settings",
+    "parse_tcp_entry",
+]
+
+DEFAULT_LISTEN = "0.0.0.0:8443"
+ADMIN_SOCKET_NAME = "admin.sock"
+
+# sun_path has 108 bytes on Linux and 104 on macOS and the BSDs, with the closing NUL.
+# bind() says only "AF_UNIX path too long"; we say which path and what to do. It is bound under
+# a temporary name first, which may be up to 7 bytes longer.
+MAX_SOCKET_PATH_BYTES = 96
+
+
+@dataclass(frozen=True, kw_only=True)
+class TcpEntry:
+    """A raw TCP entry (tests and bench): connections to `listen` go to `target` of `cluster`'s agent."""
+
+    listen: HostPort
+    cluster: ClusterName
+    target: str
+
+    def __str__(self) -> str:
+        return f"{self.listen} -> {self.cluster}/{self.target}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeSettings:
+    """Everything that `tower_server.app.serve` needs to know."""
+
+    state_dir: Path
+    listen: HostPort
+    # What agents and kubeconfigs use. None: the listen address, with the port that was really bound.
+    public_address: HostPort | None
+    zone: str
+    admin_socket: Path
+    tcp_entries: tuple[TcpEntry, ...] = ()
+    log: LogSettings = LogSettings()
+
+    def public_address_at(self, bound_port: int) -> HostPort:
+        """The public address, once the port is known that `listen` (perhaps with port 0) got."""
+        return self.public_address or replace(self.listen, port=bound_port)
+
+
+def parse_serve_settings(
+    *,
+    state_dir: str | Path | None,
+    listen: str = DEFAULT_LISTEN,
+    public_address: str | None = None,
+    zone: str = DEFAULT_ZONE,
+    admin_socket: str | Path | None = None,
+    tcp_entries: Sequence[str] = (),
+    log_level: str = "info",
+    log_format: str = "text",
+) -> ServeSettings:
+    """Check every value and put defaults where something is left out.
+
+    Raises:
+        SettingsError: For the first value that cannot be used.
+    """
+    if not state_dir:
+        raise SettingsError(
+            "--state-dir (or TOWER_STATE_DIR) is missing: name a directory for the CA, the clusters and the tokens."
+        )
+    listening = parse_host_port(listen, setting="--listen", port_zero_allowed=True)
+    directory = Path(state_dir).expanduser().absolute()
+    return ServeSettings(
+        state_dir=directory,
+        listen=listening,
+        public_address=_parse_public_address(public_address, listening),
+        zone=_parse_zone(zone),
+        admin_socket=_parse_admin_socket(admin_socket, directory),
+        tcp_entries=_parse_tcp_entries(tcp_entries),
+        log=parse_log_settings(log_level, log_format),
+    )
+
+
+def parse_tcp_entry(text: str) -> TcpEntry:
+    """Read `HOST:PORT=CLUSTER/TARGET`.
+
+    Raises:
+        SettingsError: If a part is missing or not what it should be.
+    """
+    listen, equals, destination = text.partition("=")
+    cluster, slash, target = destination.partition("/")
+    if not (listen and equals and cluster and slash and target) or "/" in target:
+        raise SettingsError(
+            f"--tcp-entry {text!r} is not HOST:PORT=CLUSTER/TARGET: write one like 127.0.0.1:9000=alpha/web."
+        )
+    try:
+        name = parse_cluster_name(cluster)
+    except ValueError as error:
+        raise SettingsError(f"--tcp-entry {text!r}: {error}") from error
+    address = parse_host_port(listen, setting="--tcp-entry", port_zero_allowed=True)
+    if not address.is_loopback:
+        raise SettingsError(
+            f"--tcp-entry {text!r} is open to other machines, and nobody is authenticated on it: "
+            "use an address of this machine's loopback, like 127.0.0.1."
+        )
+    return TcpEntry(listen=address, cluster=name, target=target)
+
+
+def _parse_tcp_entries(texts: Sequence[str]) -> tuple[TcpEntry, ...]:
+    entries = tuple(parse_tcp_entry(text) for text in texts)
+    fixed = [entry.listen for entry in entries if entry.listen.port]
+    for address in fixed:
+        if fixed.count(address) > 1:
+            raise SettingsError(
+                f"--tcp-entry has {address} twice: one address leads to one target."
+            )
+    return entries
+
+
+def _parse_public_address(text: str | None, listen: HostPort) -> HostPort | None:
+    if text:
+        address = parse_host_port(text, setting="--public-address")
+        if address.is_wildcard:
+            raise SettingsError(
+                f"--public-address {text!r} cannot be connected to: write the name or address that agents dial."
+            )
+        return address
+    if listen.is_wildcard:
+        raise SettingsError(
+            f"--public-address (or TOWER_PUBLIC_ADDRESS) is missing: the server listens on {listen}, and agents and "
+            f"kubeconfigs need an address to dial, such as tower.example.com:{listen.port or 8443}."
+        )
+    return None
+
+
+def _parse_zone(text: str) -> str:
+    try:
+        return parse_zone(text.lower())
+    except ValueError as error:
+        raise SettingsError(f"--zone: {error}.") from error
+
+
+def _parse_admin_socket(text: str | Path | None, state_dir: Path) -> Path:
+    path = Path(text).expanduser().absolute() if text else state_dir / ADMIN_SOCKET_NAME
+    size = len(str(path).encode())
+    if size > MAX_SOCKET_PATH_BYTES:
+        raise SettingsError(
+            f"the path of the admin socket has {size} bytes and the system allows {MAX_SOCKET_PATH_BYTES}: "
+            f"give a shorter one with --admin-socket (it is {path})."
+        )
+    return path

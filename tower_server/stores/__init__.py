@@ -1,0 +1,118 @@
+"""What outlives the server's process: join tokens and clusters, behind a few domain verbs.
+
+`Store` is the contract; `memory.MemoryStore` is its reference, `sqlite.SqliteStore` the default.
+Both pass the same tests (tests/tower_server/stores/test_stores.py). Rules are not in here: a store
+calls the pure ones of `tower_server.membership` inside its transaction.
+
+    StoreUnavailable     the store cannot do it now: disk full, locked, damaged. Nothing was written
+    TokenLimitReached    too many tokens are outstanding
+"""
+
+from datetime import datetime
+from typing import Protocol
+
+from certs.names import ClusterName
+from tower_server.membership import ClusterRecord, JoinRefused, TokenUse
+from tower_server.tokens import MAX_OUTSTANDING_TOKENS, TokenId, TokenRecord
+
+__all__ = [
+    "ClusterRecord",
+    "JoinRefused",
+    "Store",
+    "StoreUnavailable",
+    "TokenId",
+    "TokenLimitReached",
+    "TokenRecord",
+    "TokenUse",
+]
+
+
+class StoreUnavailable(Exception):
+    """The store cannot do what was asked, and has written nothing of it."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(problem, remedy)
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem}: {self.remedy}"
+
+
+class TokenLimitReached(Exception):
+    """So many join tokens wait to be used that another one is refused."""
+
+    def __str__(self) -> str:
+        return (
+            f"{MAX_OUTSTANDING_TOKENS} join tokens are outstanding, the limit: revoke some with "
+            "`tower token revoke ID`, or wait until they expire."
+        )
+
+
+class Store(Protocol):
+    """Tokens and clusters. Every verb is atomic: it happens whole or not at all.
+
+    Cancelling a verb does not undo it: it may still happen. Every verb may raise
+    StoreUnavailable.
+    """
+
+    async def add_token(self, token: TokenRecord, now: datetime) -> None:
+        """Keep a new token, and forget those that are finished for long.
+
+        Raises:
+            TokenLimitReached: If too many are outstanding.
+            ValueError: If there is one with this id.
+        """
+        ...
+
+    async def get_token(self, token_id: TokenId) -> TokenRecord | None:
+        """Return a token, or None if there is none with this id."""
+        ...
+
+    async def list_tokens(self) -> list[TokenRecord]:
+        """Return all tokens, the oldest first."""
+        ...
+
+    async def revoke_token(
+        self, token_id: TokenId, now: datetime
+    ) -> TokenRecord | None:
+        """Take a token back and return it; None if there is none. Repeating changes nothing.
+
+        It does not touch a cluster that joined with it: see `remove_cluster`.
+        """
+        ...
+
+    async def use_token(self, use: TokenUse) -> bytes:
+        """Record a join: the token is used and the cluster is there, or neither.
+
+        Returns:
+            The certificate chain to answer with: that of `use`, or that of the first answer if
+            the same agent asks again within the resend window.
+
+        Raises:
+            JoinRefused: If a rule of `membership.decide_join` forbids it.
+        """
+        ...
+
+    async def get_cluster(self, name: ClusterName) -> ClusterRecord | None:
+        """Return a cluster, or None if none has this name."""
+        ...
+
+    async def list_clusters(self) -> list[ClusterRecord]:
+        """Return all clusters by name."""
+        ...
+
+    async def remove_cluster(
+        self, name: ClusterName, now: datetime
+    ) -> ClusterRecord | None:
+        """Forget a cluster and return what it was; None if there is none of this name.
+
+        Its name and its UID become free, its agent's certificate is no longer good, and its
+        outstanding tokens are revoked so that it does not come back by itself. The caller ends
+        its sessions.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release files and threads. No verb may be called afterwards; repeating is harmless."""
+        ...

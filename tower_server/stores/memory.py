@@ -1,0 +1,112 @@
+"""The reference store: what the verbs mean, in dictionaries. Gone with the process.
+
+There is no await inside a verb, so each is atomic on one event loop.
+"""
+
+import dataclasses
+from datetime import datetime
+
+from certs.names import ClusterName
+from tower_server.membership import ClusterRecord, TokenUse, decide_join
+from tower_server.stores import TokenLimitReached
+from tower_server.tokens import (
+    MAX_OUTSTANDING_TOKENS,
+    TokenId,
+    TokenRecord,
+    TokenState,
+    disposable_tokens,
+    state_of,
+)
+
+__all__ = ["MemoryStore"]
+
+
+class MemoryStore:
+    """Keeps everything in this process. See `tower_server.stores.Store` for the verbs."""
+
+    def __init__(self) -> None:
+        # In order of creation, as list_tokens returns them.
+        self._tokens: dict[TokenId, TokenRecord] = {}
+        self._clusters: dict[ClusterName, ClusterRecord] = {}
+
+    async def add_token(self, token: TokenRecord, now: datetime) -> None:
+        tokens = list(self._tokens.values())
+        outstanding = sum(state_of(kept, now) is TokenState.READY for kept in tokens)
+        if outstanding >= MAX_OUTSTANDING_TOKENS:
+            raise TokenLimitReached
+        disposable = disposable_tokens(tokens, now)
+        if token.id in self._tokens.keys() - disposable:
+            raise ValueError(f"there is already a token {token.id}")
+        for token_id in disposable:
+            del self._tokens[token_id]
+        self._tokens[token.id] = token
+
+    async def get_token(self, token_id: TokenId) -> TokenRecord | None:
+        return self._tokens.get(token_id)
+
+    async def list_tokens(self) -> list[TokenRecord]:
+        return sorted(self._tokens.values(), key=lambda token: token.created_at)
+
+    async def revoke_token(
+        self, token_id: TokenId, now: datetime
+    ) -> TokenRecord | None:
+        token = self._tokens.get(token_id)
+        if token is None or token.revoked_at is not None:
+            return token
+        revoked = dataclasses.replace(token, revoked_at=now)
+        self._tokens[token_id] = revoked
+        return revoked
+
+    async def use_token(self, use: TokenUse) -> bytes:
+        token = self._tokens.get(use.token_id)
+        earlier = decide_join(
+            use,
+            token=token,
+            named=self._clusters.get(use.cluster),
+            same_uid=next(
+                (
+                    cluster
+                    for cluster in self._clusters.values()
+                    if cluster.member_uid == use.member_uid
+                ),
+                None,
+            ),
+        )
+        if earlier is not None:
+            return earlier
+        assert token is not None  # decide_join refuses an unknown token
+        self._tokens[token.id] = dataclasses.replace(
+            token,
+            used_at=use.at,
+            used_by_key_pin=use.key_pin,
+            issued_certificate=use.certificate,
+        )
+        self._clusters[use.cluster] = ClusterRecord(
+            name=use.cluster,
+            member_uid=use.member_uid,
+            agent_serial=use.serial,
+            agent_key_pin=use.key_pin,
+            agent_version=use.agent_version,
+            joined_at=use.at,
+            token_id=use.token_id,
+        )
+        return use.certificate
+
+    async def get_cluster(self, name: ClusterName) -> ClusterRecord | None:
+        return self._clusters.get(name)
+
+    async def list_clusters(self) -> list[ClusterRecord]:
+        return [self._clusters[name] for name in sorted(self._clusters)]
+
+    async def remove_cluster(
+        self, name: ClusterName, now: datetime
+    ) -> ClusterRecord | None:
+        removed = self._clusters.pop(name, None)
+        if removed is not None:
+            for token in list(self._tokens.values()):
+                if token.cluster == name and state_of(token, now) is TokenState.READY:
+                    self._tokens[token.id] = dataclasses.replace(token, revoked_at=now)
+        return removed
+
+    async def close(self) -> None:
+        pass
