@@ -1,0 +1,64 @@
+"""The health endpoint over real HTTP."""
+
+import asyncio
+import socket
+
+import aiohttp
+import pytest
+
+from shared.settings import HostPort
+from tests.fakes.dialling import LOOPBACK
+from tower_agent.health import serve_health
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+async def get(port: int, path: str, method: str = "GET") -> tuple[int, str]:
+    url = f"http://{LOOPBACK}:{port}{path}"
+    async with (
+        aiohttp.ClientSession() as session,
+        session.request(method, url) as answer,
+    ):
+        return answer.status, await answer.text()
+
+
+async def test_ready_means_that_a_tunnel_is_up_and_healthy_that_we_serve() -> None:
+    port, is_up = free_port(), False
+    async with serve_health(HostPort(host=LOOPBACK, port=port), lambda: is_up):
+        assert await get(port, "/healthz") == (200, "ok\n")
+        assert await get(port, "/readyz") == (
+            503,
+            "not ready: no tunnel to the server\n",
+        )
+        is_up = True
+        assert await get(port, "/readyz") == (200, "ok: the tunnel is up\n")
+        is_up = False
+        assert (await get(port, "/readyz", "HEAD"))[0] == 503
+        assert (await get(port, "/version"))[0] == 404
+        assert (await get(port, "/healthz", "POST"))[0] == 405
+
+
+async def test_the_port_is_free_again_behind_it_even_with_a_client_that_stays() -> None:
+    port = free_port()
+    address = HostPort(host=LOOPBACK, port=port)
+    reader, writer = None, None
+    async with asyncio.timeout(5):
+        async with serve_health(address, lambda: True):
+            reader, writer = await asyncio.open_connection(LOOPBACK, port)
+            writer.write(b"GET /healthz HTTP/1.1\r\n")  # and no more
+            await writer.drain()
+        async with serve_health(address, lambda: True):
+            assert (await get(port, "/healthz"))[0] == 200
+    writer.close()
+
+
+async def test_an_address_that_is_taken_is_an_error_and_leaves_nothing() -> None:
+    with socket.create_server((LOOPBACK, 0)) as taken:
+        address = HostPort(host=LOOPBACK, port=taken.getsockname()[1])
+        with pytest.raises(OSError):
+            async with serve_health(address, lambda: True):
+                raise AssertionError("it serves on a port that is taken")

@@ -1,0 +1,260 @@
+"""Wires the agent: credentials (joining if there are none), tunnel, targets, reports.
+
+link ──dials──▶ server            reporter ──control stream──▶ server
+server ──streams──▶ dispatcher ─┬─ sealed ──▶ TLS end ──▶ relay ──▶ pool ──▶ apiserver
+                                └─ tcp/NAME ──▶ raw target
+"""
+
+import asyncio
+import dataclasses
+import logging
+import os
+import random
+import time
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+
+from certs.contexts import outer_client
+from certs.joining import JoinString
+from shared.http.apiserver import ApiServer, BadKubeconfig, from_kubeconfig, in_cluster
+from shared.http.identity import Policy
+from shared.http.upstream import UpstreamPool
+from shared.program import EXIT_REFUSED, EXIT_UNREACHABLE, ProgramFailed
+from shared.settings import HostPort, SettingsError
+from shared.tunnel.connection import TunnelConnection
+from shared.tunnel.tasks import TaskSet
+from shared.version import VERSION
+from shared.wire.hello import Hello
+from tower_agent.credentials import (
+    Credentials,
+    CredentialStore,
+    CredentialsUnavailable,
+    DirectoryStore,
+    SecretStore,
+)
+from tower_agent.dialer import Dialer
+from tower_agent.dispatch import Dispatcher
+from tower_agent.enrol import JoinFailed, JoinSettings, obtain_credentials
+from tower_agent.health import serve_health
+from tower_agent.link import Link, LinkEnded
+from tower_agent.member import MemberRequest
+from tower_agent.member_client import MemberClient
+from tower_agent.preflight import MemberFacts, PreflightFailed, check_member
+from tower_agent.raw import RawTargets
+from tower_agent.reporter import Reporter
+from tower_agent.sealed import SealedFace
+from tower_agent.settings import AgentSettings, JoinSource
+
+__all__ = ["member_apiserver", "run"]
+
+_log = logging.getLogger(__name__)
+
+# For the last words to the server when the agent stops.
+STOP_SECONDS = 2.0
+
+
+async def run(settings: AgentSettings) -> None:
+    """Join if need be, then stay connected until cancelled.
+
+    Prints one line at every (re)connect.
+
+    Raises:
+        ProgramFailed: With one sentence, when it cannot start or must not go on.
+    """
+    async with AsyncExitStack() as stack:
+        pool = UpstreamPool(member_apiserver(settings), loop=asyncio.get_running_loop())
+        stack.push_async_callback(pool.close)
+        request = MemberClient(pool)
+        ca_file = settings.ca_file
+        outer_ca_pem = _read(ca_file) if ca_file else None
+        credentials = await _credentials(settings, pool, request, outer_ca_pem)
+        if outer_ca_pem is not None:
+            credentials = _trusting(credentials, outer_ca_pem)
+        try:
+            agent = _Agent(settings, credentials, pool, request)
+        except ValueError as error:
+            raise ProgramFailed(str(error)) from error
+        stack.push_async_callback(agent.close)
+        if settings.health is not None:
+            await _serve_health(stack, settings.health, agent)
+        await agent.run()
+
+
+async def _serve_health(
+    stack: AsyncExitStack, address: HostPort, agent: "_Agent"
+) -> None:
+    try:
+        await stack.enter_async_context(serve_health(address, agent.is_connected))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ProgramFailed(
+            f"The agent cannot listen on {address} ({reason}): choose another address of this "
+            "machine with --health."
+        ) from error
+
+
+def member_apiserver(settings: AgentSettings) -> ApiServer:
+    """Where the member's apiserver is, and the credential for it.
+
+    Raises:
+        ProgramFailed: If the kubeconfig cannot be used, or we are in no Pod.
+    """
+    try:
+        if settings.kubeconfig is not None:
+            return from_kubeconfig(settings.kubeconfig, monotonic=time.monotonic)
+        return in_cluster(monotonic=time.monotonic)
+    except (BadKubeconfig, OSError) as error:
+        raise ProgramFailed(str(error)) from error
+
+
+async def _credentials(
+    settings: AgentSettings,
+    pool: UpstreamPool,
+    request: MemberRequest,
+    outer_ca_pem: bytes | None,
+) -> Credentials:
+    async def facts() -> MemberFacts:
+        return await check_member(
+            request,
+            apiserver=str(pool.apiserver),
+            allow_users=settings.allow_users,
+            allow_groups=settings.allow_groups,
+        )
+
+    try:
+        store = _store(settings, request)
+        return await obtain_credentials(
+            store,
+            await _join_string(settings.join, store),
+            facts,
+            JoinSettings(
+                agent_version=VERSION,
+                outer_ca_pem=outer_ca_pem,
+                environ=os.environ,
+            ),
+        )
+    except JoinFailed as error:
+        code = EXIT_REFUSED if error.permanent else EXIT_UNREACHABLE
+        raise ProgramFailed(str(error), exit_code=code) from error
+    except SettingsError:
+        raise
+    except (PreflightFailed, CredentialsUnavailable, ValueError) as error:
+        raise ProgramFailed(str(error)) from error
+
+
+async def _join_string(
+    source: JoinSource | None, store: CredentialStore
+) -> JoinString | None:
+    """The join string; None if there is none, or it is gone and the agent has joined.
+
+    Raises:
+        ValueError: If it cannot be used and is needed.
+    """
+    if source is None:
+        return None
+    try:
+        text = source.read()
+    except SettingsError as error:
+        # Who deletes the file of a used token does well: the next start must not need it.
+        if await store.load() is None:
+            raise
+        _log.info("going on with the credentials in %s: %s", store, error)
+        return None
+    return JoinString.parse(text)
+
+
+def _trusting(credentials: Credentials, outer_ca_pem: bytes) -> Credentials:
+    """Credentials for an outer TLS that a given CA's certificate may end.
+
+    What was found at the join is not the last word: a proxy may have come in between, or
+    got a new CA. The Tower CA stays good, should the proxy be gone.
+
+    Raises:
+        ProgramFailed: If it is no CA.
+    """
+    try:
+        outer_client("custom", outer_ca_pem)
+    except ValueError as error:
+        raise ProgramFailed(
+            f"The file of --ca-file cannot be used: {error}."
+        ) from error
+    both = outer_ca_pem + b"\n" + credentials.ca_pem
+    return dataclasses.replace(credentials, outer_mode="custom", outer_ca_pem=both)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ProgramFailed(
+            f"--ca-file {path} cannot be read: {error.strerror}."
+        ) from error
+
+
+def _store(settings: AgentSettings, request: MemberRequest) -> CredentialStore:
+    secret = settings.state_secret
+    if secret is not None:
+        return SecretStore(request, namespace=secret.namespace, name=secret.name)
+    assert settings.state_dir is not None  # settings demand one of the two
+    return DirectoryStore(settings.state_dir)
+
+
+class _Agent:
+    """The parts of a joined agent."""
+
+    def __init__(
+        self,
+        settings: AgentSettings,
+        credentials: Credentials,
+        pool: UpstreamPool,
+        request: MemberRequest,
+    ) -> None:
+        self._credentials = credentials
+        self._tasks = TaskSet("agent")
+        self._reporter = Reporter(credentials, request)
+        self._link = Link(self._dial, self._connected, random.SystemRandom())
+        policy = Policy(users=settings.allow_users, groups=settings.allow_groups)
+        self._sealed = SealedFace(credentials, policy, pool)
+        targets = {target.name: target.address for target in settings.targets}
+        self._dispatcher = Dispatcher(
+            RawTargets(targets, self._tasks),
+            self._sealed.open,
+            self._link.tunnel_ready,
+            self._link.tunnel_lost,
+            self._link.going_away,
+        )
+        # One for all dials, for as long as the credentials are the same.
+        self._dialer = Dialer(credentials, self._dispatcher)
+
+    def is_connected(self) -> bool:
+        return self._link.current is not None
+
+    async def run(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._reporter.run(), name="agent: reporter")
+                group.create_task(self._link.run(), name="agent: link")
+        except* LinkEnded as ended:
+            raise ProgramFailed(
+                str(ended.exceptions[0]), exit_code=EXIT_REFUSED
+            ) from ended
+
+    async def close(self) -> None:
+        """Take leave of the server; streams end."""
+        self._sealed.close("the agent stops")
+        await self._link.close("the agent stops", STOP_SECONDS)
+        await self._tasks.close()
+
+    async def _dial(self) -> TunnelConnection:
+        return await self._dialer.dial()
+
+    def _connected(self, connection: TunnelConnection, hello: Hello) -> None:
+        address = self._credentials.server_address
+        _log.info("connected to %s (%s)", address, hello.software)
+        # Whoever read our first line may be gone; that is no reason to lose the tunnel.
+        with suppress(OSError):
+            print(
+                f"tower-agent ready: {self._credentials.cluster} connected to {address}",
+                flush=True,
+            )
+        self._reporter.connected(connection)

@@ -1,0 +1,48 @@
+"""Health of the agent over plain HTTP, for kubelets: off unless --health names an address.
+
+/healthz   200 while the process serves
+/readyz    200 while a tunnel is up, else 503 with the reason
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from shared.settings import HostPort
+
+__all__ = ["serve_health"]
+
+# For probes that are being answered when the agent stops; aiohttp would wait a minute.
+SHUTDOWN_SECONDS = 1.0
+
+
+@asynccontextmanager
+async def serve_health(
+    address: HostPort, connected: Callable[[], bool]
+) -> AsyncIterator[None]:
+    """Serve both paths while the context lasts.
+
+    Raises:
+        OSError: If the address cannot be bound.
+    """
+
+    async def healthz(_request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(_request: web.Request) -> web.Response:
+        if connected():
+            return web.Response(text="ok: the tunnel is up\n")
+        return web.Response(status=503, text="not ready: no tunnel to the server\n")
+
+    application = web.Application()
+    application.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz)])
+    runner = web.AppRunner(
+        application, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS
+    )
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, address.host, address.port).start()
+        yield
+    finally:
+        await runner.cleanup()

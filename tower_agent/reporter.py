@@ -1,0 +1,182 @@
+"""Tells the server how the member is: over a control stream, inside mutual TLS.
+
+One control stream per tunnel, opened by the agent, and opened again when it breaks while
+the tunnel stays. The apiserver is asked every few seconds, so that `tower cluster list` is
+true within five; a line goes out when the answer changed, and at the start of every stream.
+"""
+
+import asyncio
+import json
+import logging
+import ssl
+
+from certs.contexts import INNER_PROTOCOL, inner_client, peer_certificate
+from certs.names import ServerRole, require_role
+from shared.errors import StreamReset
+from shared.streams import ByteStream, StreamHandler
+from shared.tunnel.connection import TunnelConnection
+from shared.tunnel.tls import TlsEnd
+from tower_agent.causes import quoted
+from tower_agent.credentials import Credentials
+from tower_agent.member import MemberRequest
+
+__all__ = ["Reporter"]
+
+_log = logging.getLogger(__name__)
+
+# What an agent opens its reports to; see the server's registry.
+CONTROL_TARGET = "control"
+
+# With the deadline of one request (below) still within the 5 s that status promises.
+ASK_EVERY_SECONDS = 2.0
+ASK_TIMEOUT_SECONDS = 2.0
+
+# A control stream that broke is opened again after this, doubled each time up to the last:
+# its handshake costs the server a signature, and it may have ten thousand agents.
+FIRST_REOPEN_SECONDS = 1.0
+LAST_REOPEN_SECONDS = 60.0
+
+
+class Reporter:
+    """Asks the apiserver, and reports over whichever tunnel is current."""
+
+    def __init__(self, credentials: Credentials, request: MemberRequest) -> None:
+        self._zone = credentials.zone
+        self._context = inner_client(
+            credentials.certificate_pem, credentials.key_pem, credentials.ca_pem
+        )
+        self._request = request
+        # The newest tunnel; None before the first.
+        self._tunnel: TunnelConnection | None = None
+        # The newest control stream, from its opening to its end.
+        self._end: TlsEnd | None = None
+        # Its handshake is done: reports may be written.
+        self._is_secured = False
+        # When it was opened, and the pause before the next if it breaks.
+        self._opened_at = 0.0
+        self._reopen_seconds = FIRST_REOPEN_SECONDS
+        # Set while that pause lasts.
+        self._reopening: asyncio.TimerHandle | None = None
+        # The last report, to be repeated on a new stream.
+        self._report: dict[str, str] = {}
+
+    def connected(self, tunnel: TunnelConnection) -> None:
+        """Open a control stream on a new tunnel; what is open on an older one stays."""
+        self._tunnel = tunnel
+        self._reopen_seconds = FIRST_REOPEN_SECONDS
+        self._open()
+
+    async def run(self) -> None:
+        """Ask and report until cancelled."""
+        try:
+            while True:
+                report = await self._ask()
+                if report != self._report:
+                    self._report = report
+                    self._send()
+                await asyncio.sleep(ASK_EVERY_SECONDS)
+        finally:
+            self._tunnel = None
+            self._stop_reopening()
+
+    # The apiserver
+
+    async def _ask(self) -> dict[str, str]:
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_SECONDS):
+                answer = await self._request("GET", "/version")
+        except OSError as error:  # TimeoutError is one
+            return self._trouble(str(error) or "the apiserver does not answer in time")
+        if answer.status == 401:
+            return self._trouble("the apiserver refuses the agent's own credential")
+        if answer.status != 200:
+            return self._trouble(f"the apiserver answers {answer.message}")
+        return {"apiserver_version": quoted(str(answer.body.get("gitVersion", "?")))}
+
+    def _trouble(self, text: str) -> dict[str, str]:
+        # The last version that we know stays: it is probably still true.
+        return {**self._report, "apiserver_error": quoted(text)}
+
+    def _send(self) -> None:
+        if self._end is not None and self._is_secured and self._report:
+            line = json.dumps({"kind": "report", **self._report}) + "\n"
+            self._end.write(line.encode())
+
+    # The control stream
+
+    def _open(self) -> None:
+        self._stop_reopening()
+        self._end, self._is_secured = None, False
+        loop = asyncio.get_running_loop()
+        if self._tunnel is None or not self._tunnel.usable:
+            return  # the next tunnel is on its way, and with it the next stream
+        self._opened_at = loop.time()
+        try:
+            stream = self._tunnel.session.open_stream(CONTROL_TARGET)
+        except StreamReset as error:
+            self._reopen_later(str(error))
+            return
+        end = TlsEnd(
+            self._context,
+            server_side=False,
+            on_handshake=self._secured,
+            call_later=loop.call_later,
+            on_failed=lambda sentence: self.stream_ended(end, sentence),
+        )
+        self._end = end
+        stream.handler = end
+        end.start(stream)
+
+    def _secured(self, stream: ByteStream, connection: ssl.SSLObject) -> StreamHandler:
+        certificate = peer_certificate(connection, protocol=INNER_PROTOCOL)
+        require_role(certificate, ServerRole(zone=self._zone))
+        if stream is self._end:
+            self._is_secured = True
+            self._send()
+        return _ControlHandler(self, stream)
+
+    def stream_ended(self, stream: ByteStream, reason: str) -> None:
+        """A control stream is over, or as good as: nothing more is written to it."""
+        if stream is self._end:
+            self._end, self._is_secured = None, False
+            self._reopen_later(reason)
+
+    def _reopen_later(self, reason: str) -> None:
+        if self._tunnel is None or not self._tunnel.usable:
+            return
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._opened_at >= LAST_REOPEN_SECONDS:
+            self._reopen_seconds = FIRST_REOPEN_SECONDS
+        pause = self._reopen_seconds
+        self._reopen_seconds = min(pause * 2, LAST_REOPEN_SECONDS)
+        _log.warning("the control stream ended, next in %g s: %s", pause, reason)
+        self._reopening = loop.call_later(pause, self._open)
+
+    def _stop_reopening(self) -> None:
+        if self._reopening is not None:
+            self._reopening.cancel()
+            self._reopening = None
+
+
+class _ControlHandler:
+    """The server says nothing on a control stream yet; what it says is skipped."""
+
+    def __init__(self, reporter: Reporter, stream: ByteStream) -> None:
+        self._reporter = reporter
+        self._stream = stream
+
+    def data_received(self, data: bytes | memoryview) -> None:
+        self._stream.taken(len(data))
+
+    def eof_received(self) -> None:
+        self._stream.write_eof()
+        self._reporter.stream_ended(self._stream, "the server closed it")
+
+    def stream_closed(self, error: StreamReset | None) -> None:
+        self._reporter.stream_ended(self._stream, str(error or "the server closed it"))
+
+    def pause_writing(self) -> None:
+        pass  # a report is a few hundred bytes every few seconds at most
+
+    def resume_writing(self) -> None:
+        pass

@@ -1,0 +1,90 @@
+"""The agent's end of the sealed face: ends the caller's TLS, checks its role, serves requests.
+
+The server relays ciphertext only; here a control plane's connection becomes plain HTTP,
+and its certificate an identity. A caller is let in with a user certificate of the Tower
+CA that is good for this cluster, and with nothing else.
+"""
+
+import asyncio
+import ssl
+
+from certs.contexts import peer_certificate, sealed_server
+from certs.names import user_identity
+from shared.errors import Code
+from shared.http.identity import Caller, Policy
+from shared.http.service import RequestService
+from shared.http.status import Refusal
+from shared.http.upstream import UpstreamPool
+from shared.mux.stream import Stream
+from shared.streams import ByteStream, StreamHandler
+from shared.tunnel.tls import HandshakeGate, TlsEnd
+from tower_agent.credentials import Credentials
+
+__all__ = ["SealedFace"]
+
+
+class SealedFace:
+    """Serves streams that are opened to `sealed`. Create it inside the running loop."""
+
+    def __init__(
+        self, credentials: Credentials, policy: Policy, pool: UpstreamPool
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._cluster = credentials.cluster
+        self._zone = credentials.zone
+        self._context = sealed_server(
+            credentials.certificate_pem, credentials.key_pem, credentials.ca_pem
+        )
+        self._service = RequestService(pool=pool, policy=policy, loop=self._loop)
+        self._on_handshake = self._service.accept(self._identify)
+        self._gate = HandshakeGate()
+
+    def open(self, stream: Stream) -> None:
+        """Give the stream its handler."""
+
+        def secured(plain: ByteStream, connection: ssl.SSLObject) -> StreamHandler:
+            handler = self._on_handshake(plain, connection)
+            # The front door may stop counting this one as a stranger.
+            stream.accept()
+            return handler
+
+        end = TlsEnd(
+            self._context,
+            server_side=True,
+            on_handshake=secured,
+            call_later=self._loop.call_later,
+            gate=self._gate,
+        )
+        stream.handler = end
+        end.start(stream)
+
+    def close(self, reason: str) -> None:
+        """End all connections."""
+        self._service.end_all(Code.GOING_AWAY, reason)
+
+    def _identify(self, connection: ssl.SSLObject) -> Caller:
+        """Who the caller is, by its certificate.
+
+        Raises:
+            Refusal: Which the caller gets as the answer to its request, if the certificate
+                is ours but no user's, or not for this cluster.
+            ValueError: If there is no certificate at all.
+        """
+        certificate = peer_certificate(connection)
+        try:
+            identity = user_identity(certificate, self._zone)
+        except ValueError as error:
+            raise Refusal(code=401, message=str(error)) from None
+        if not identity.may_use(self._cluster):
+            raise Refusal(
+                code=403,
+                message=f"this certificate is not for cluster {self._cluster}: make a kubeconfig "
+                f"for it with `tower kubeconfig {self._cluster}`",
+            )
+        return Caller(
+            user=identity.user,
+            groups=identity.groups,
+            cluster=self._cluster,
+            not_after=identity.not_after,
+            serial=identity.serial,
+        )
