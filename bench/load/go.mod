@@ -1,0 +1,3 @@
+module tower.internal/bench/load
+
+go 1.21
