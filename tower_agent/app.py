@@ -19,7 +19,7 @@ from certs.joining import JoinString
 from shared.http.apiserver import ApiServer, BadKubeconfig, from_kubeconfig, in_cluster
 from shared.http.identity import Policy
 from shared.http.upstream import UpstreamPool
-from shared.program import EXIT_REFUSED, EXIT_UNREACHABLE, ProgramFailed
+from shared.program import EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_USAGE, ProgramFailed
 from shared.settings import HostPort, SettingsError
 from shared.tunnel.connection import TunnelConnection
 from shared.tunnel.tasks import TaskSet
@@ -121,11 +121,13 @@ async def _credentials(
             allow_groups=settings.allow_groups,
         )
 
+    join: JoinString | None = None
     try:
         store = _store(settings, request)
+        join = await _join_string(settings.join, store)
         return await obtain_credentials(
             store,
-            await _join_string(settings.join, store),
+            join,
             facts,
             JoinSettings(
                 agent_version=VERSION,
@@ -135,6 +137,8 @@ async def _credentials(
         )
     except JoinFailed as error:
         code = EXIT_REFUSED if error.permanent else EXIT_UNREACHABLE
+        if join is None:
+            code = EXIT_USAGE  # nobody was asked: it was not given, and is needed
         raise ProgramFailed(str(error), exit_code=code) from error
     except SettingsError:
         raise

@@ -73,7 +73,7 @@ class JoinFailed(Exception):
         self.pause_seconds = pause_seconds
 
 
-def utc_now() -> datetime:
+def _utc_now() -> datetime:
     """The default clock."""
     return datetime.now(UTC)
 
@@ -87,7 +87,7 @@ class JoinSettings:
     outer_ca_pem: bytes | None = None
     # For HTTPS_PROXY and NO_PROXY.
     environ: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
-    now: Callable[[], datetime] = utc_now
+    now: Callable[[], datetime] = _utc_now
 
 
 class Attempt:

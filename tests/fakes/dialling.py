@@ -11,6 +11,7 @@ import functools
 import re
 import ssl
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 
 from websockets.utils import accept_key
@@ -18,7 +19,7 @@ from websockets.utils import accept_key
 from certs.assertion import assertion_audience
 from certs.contexts import own_https
 from certs.names import ClusterName
-from tests.certs.zone import ALPHA, ZONE, Holder, Zone
+from tests.certs.zone import ALPHA, NOW, ZONE, Holder, Zone
 from tests.fakes.upstream import RawConnection, Script
 from tower_agent.credentials import Credentials
 
@@ -38,11 +39,17 @@ LOOPBACK = "127.0.0.1"
 @functools.cache
 def the_zone() -> Zone:
     with tempfile.TemporaryDirectory() as directory:
-        return Zone(Path(directory) / "ca")
+        # A day old, so that something may be expired by now.
+        return Zone(Path(directory) / "ca", now=NOW - timedelta(days=1))
+
+
+def agent(cluster: ClusterName = ALPHA) -> Holder:
+    """The same key and certificate at every call."""
+    return _agent(cluster)
 
 
 @functools.cache
-def agent(cluster: ClusterName = ALPHA) -> Holder:
+def _agent(cluster: ClusterName) -> Holder:
     return the_zone().agent(cluster)
 
 
