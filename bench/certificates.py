@@ -22,6 +22,18 @@ SERVER_NAME = "127.0.0.1"
 # A run takes minutes; nothing of it may be of use tomorrow.
 LIFETIME = timedelta(hours=6)
 
+_CA_USAGE = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Certificates:
@@ -85,6 +97,9 @@ def _issue(
             False,
         )
     )
+    if issuer is None:
+        # Python 3.13 verifies strictly (RFC 5280): a CA says that it signs certificates.
+        builder = builder.add_extension(_CA_USAGE, True)
     if name == SERVER_NAME:
         address = x509.IPAddress(ipaddress.ip_address(SERVER_NAME))
         names = x509.SubjectAlternativeName([address, x509.DNSName("localhost")])

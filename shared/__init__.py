@@ -6,6 +6,10 @@
     mux       streams, windows, turns, the session                         (pure)
     tunnel    the asyncio shell: transports on one side, mux on the other; TLS inside a stream
     http      request heads, identity headers, Status errors; the relay to an apiserver
+    program   how our programs run and end: event loop, signals, exit status
+    settings  values of flags and environment variables
+    logs      log lines as text or JSON, without secrets
+    version   the version of this build
 
 Both ends run the same classes; the role is a parameter. Imports point down only:
 `tunnel` → `mux` → `wire`; `http` knows streams, not tunnels.

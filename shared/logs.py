@@ -146,7 +146,7 @@ def set_up_logging(settings: LogSettings, stream: TextIO | None = None) -> None:
     """Send all logging of this process to `stream` (stderr), in place of whatever was set up before."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(
-        JsonFormatter() if settings.format == "json" else TextFormatter()
+        _JsonFormatter() if settings.format == "json" else _TextFormatter()
     )
     handler.addFilter(RepeatFilter())
     root = logging.getLogger()
@@ -184,7 +184,7 @@ class RepeatFilter(logging.Filter):
         return count < REPEATS_WRITTEN
 
 
-class TextFormatter(logging.Formatter):
+class _TextFormatter(logging.Formatter):
     """`2026-01-02T03:04:05.678Z INFO tower_server.registry: alpha connected (sessions=1)`."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -204,7 +204,7 @@ class TextFormatter(logging.Formatter):
         return f"{line}\n{trace}" if trace else line
 
 
-class JsonFormatter(logging.Formatter):
+class _JsonFormatter(logging.Formatter):
     """One JSON object a line: time, level, logger, message, then the fields of `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:

@@ -2,7 +2,10 @@
 
 How the parts talk, from the outside in:
 
-    cli, admin_cli   the command lines; no decisions
+    cli, settings    the command line `tower-server` and its environment; no decisions
+    admin_cli        the command line `tower`, with admin_console (what its commands share), tables
+                     (text for people), private_output (files for one pair of eyes)
+                     and admin_client, which speaks to the admin socket
     app              builds everything and hands each part what it needs
     front_door       one port; by the first bytes a connection goes to a member's agent (sealed),
                      or to our own_https: tunnels to the listener, the rest to endpoints;
@@ -12,10 +15,11 @@ How the parts talk, from the outside in:
     state_directory  one server at a time; identity: its own key and certificate in there
     endpoints        /join/ca, /join/nonce, /join, /healthz as routes, and nothing else
     join, throttle   the steps of a join (proof, rules, certificate, signed answer); guesses are slow
-    admin            the admin socket: tokens, clusters, kubeconfigs, status
+    admin            the admin API: tokens, clusters, kubeconfigs, status; admin_socket: who may open it;
+                     admin_orders reads what is asked, admin_documents says what is answered
     stores           what outlives the process: tokens and clusters, behind a few domain verbs
     membership       the pure rules that a join must pass (token and member UID)
-    tokens           the pure rules of one join token
+    tokens           the pure rules of one join token; durations: `8h` and `3m12s`
     kubeconfig,      pure: what we print for people to use
     manifest
 

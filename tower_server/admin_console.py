@@ -65,7 +65,7 @@ class TokenForm(StrEnum):
         return "join_string" if self is TokenForm.STRING else self.value
 
 
-def socket_path(option: str | None) -> Path:
+def _socket_path(option: str | None) -> Path:
     """The admin socket: --socket (or its variable), else the one in the server's state directory.
 
     Raises:
@@ -86,7 +86,7 @@ def socket_path(option: str | None) -> Path:
 def admin_api(context: typer.Context) -> Iterator[AdminClient]:
     """The server's admin API; what fails inside ends the command with a sentence and its exit status."""
     try:
-        yield AdminClient(socket_path(context.find_root().params.get("socket")))
+        yield AdminClient(_socket_path(context.find_root().params.get("socket")))
     except CommandFailed as error:
         say(f"Error: {error}")
         raise typer.Exit(error.exit_code) from None
@@ -99,7 +99,7 @@ def names_known_as(
 
     def complete(context: typer.Context, incomplete: str) -> list[str]:
         try:
-            path = socket_path(context.find_root().params.get("socket"))
+            path = _socket_path(context.find_root().params.get("socket"))
             answer = AdminClient(path, COMPLETION_TIMEOUT_SECONDS).get(resource)
             names = [str(item[field]) for item in answer[resource]]
         except Exception:
@@ -110,6 +110,7 @@ def names_known_as(
 
 
 def parse_span(text: str) -> timedelta:
+    """An option's span of time such as `24h`; wrong usage (status 2) for anything else."""
     try:
         return parse_duration(text)
     except ValueError as error:
@@ -146,6 +147,7 @@ OutOption = Annotated[
 
 
 def as_json(document: Any) -> str:
+    """A document of the admin API as `-o json` prints it."""
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -156,6 +158,7 @@ def say(text: str) -> None:
 
 
 def now() -> datetime:
+    """The time against which tables and remarks say "3m ago"."""
     return datetime.now(UTC)
 
 

@@ -65,7 +65,7 @@ class SlowDown(JoinRefused):
         self.wait_seconds = wait_seconds
 
 
-def utc_now() -> datetime:
+def _utc_now() -> datetime:
     """The default clock."""
     return datetime.now(UTC)
 
@@ -82,7 +82,7 @@ class JoinService:
         server_certificate: x509.Certificate,
         nonce_key: bytes | None = None,
         on_joined: Callable[[ClusterName, int], None] = lambda _cluster, _serial: None,
-        now: Callable[[], datetime] = utc_now,
+        now: Callable[[], datetime] = _utc_now,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """Build the service.

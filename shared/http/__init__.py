@@ -6,6 +6,7 @@
     paths        the cluster's prefix                                             (pure)
     identity     Caller, Policy, and the rules who a request runs as              (pure)
     translation  all of the above: the client's head → the apiserver's head       (pure)
+    deadlines    a deadline that moves often and seldom strikes
     apiserver    where the apiserver is, and our credential to it
     upstream     the warm pool of connections to it
     exchange     one request and its answer

@@ -27,7 +27,7 @@ from shared.mux.stream import Stream
 from shared.wire.frames import MAX_MESSAGE_BYTES, GoAway, printable
 from shared.wire.hello import Hello
 
-__all__ = ["TunnelConnection", "TunnelOwner", "WebSocket"]
+__all__ = ["TunnelConnection", "TunnelOwner", "WebSocket", "acknowledged_bytes"]
 
 _log = logging.getLogger(__name__)
 

@@ -28,6 +28,7 @@ __all__ = [
     "CallLater",
     "HandshakeGate",
     "OnHandshake",
+    "Timer",
     "TlsEnd",
 ]
 

@@ -1,8 +1,9 @@
 """What outlives the server's process: join tokens and clusters, behind a few domain verbs.
 
-`Store` is the contract; `memory.MemoryStore` is its reference, `sqlite.SqliteStore` the default.
-Both pass the same tests (tests/tower_server/stores/test_stores.py). Rules are not in here: a store
-calls the pure ones of `tower_server.membership` inside its transaction.
+`Store` is the contract; `memory.MemoryStore` is its reference, `sqlite.SqliteStore` the default, which
+leaves its file and transactions to `sqlite_file`. Both pass the same tests
+(tests/tower_server/stores/test_stores.py). Rules are not in here: a store calls the pure ones of
+`tower_server.membership` inside its transaction.
 
     StoreUnavailable     the store cannot do it now: disk full, locked, damaged. Nothing was written
     TokenLimitReached    too many tokens are outstanding
