@@ -20,8 +20,8 @@ How the parts talk, from the outside in:
     stores           what outlives the process: tokens and clusters, behind a few domain verbs
     membership       the pure rules that a join must pass (token and member UID)
     tokens           the pure rules of one join token; durations: `8h` and `3m12s`
-    kubeconfig,      pure: what we print for people to use
-    manifest
+    kubeconfig,      pure: what we print for people to use; token_form picks how a token
+    manifest         is handed out
 
 Imports point down only. The agent's package is a stranger: what both need is in `shared` or `certs`.
 """

@@ -1,7 +1,8 @@
 """The admin API: tokens, clusters, kubeconfigs and the server's status, as JSON.
 
     GET    /admin/v1/status
-    GET    /admin/v1/tokens            POST   /admin/v1/tokens        {cluster, ttl_seconds, format}
+    GET    /admin/v1/tokens            POST   /admin/v1/tokens        {cluster, ttl_seconds, format,
+                                              allow_users, allow_groups, image: of a manifest}
     DELETE /admin/v1/tokens/ID         takes a token back
     GET    /admin/v1/clusters          GET    /admin/v1/clusters/NAME
     DELETE /admin/v1/clusters/NAME     forgets it, frees its UID, ends its sessions
@@ -33,6 +34,7 @@ from tower_server.admin_orders import (
     MAX_BODY_BYTES,
     AdminError,
     ErrorCode,
+    Order,
     audit,
     check_span,
     errors_as_json,
@@ -48,9 +50,9 @@ from tower_server.kubeconfig import (
     build_kubeconfig,
     check_user,
 )
-from tower_server.manifest import MemberManifest, env_file
 from tower_server.registry import ClusterStatus
 from tower_server.stores import ClusterRecord, Store, TokenId, TokenRecord
+from tower_server.token_form import TokenForm, parse_token_form
 from tower_server.tokens import TokenState, state_of
 
 __all__ = ["AdminApi", "Sessions"]
@@ -152,9 +154,7 @@ class AdminApi:
         )
 
     async def _create_token(self, request: web.Request) -> web.Response:
-        order = await read_order(
-            request, frozenset({"cluster", "ttl_seconds", "format"})
-        )
+        order = await read_order(request, _TOKEN_FIELDS)
         cluster = order.cluster()
         ttl = check_span(
             "A token",
@@ -162,12 +162,7 @@ class AdminApi:
             minimum=MIN_TOKEN_TTL,
             maximum=MAX_TOKEN_TTL,
         )
-        form = order.text("format") or "string"
-        if form not in _FORMS:
-            raise AdminError(
-                ErrorCode.BAD_REQUEST,
-                f"{form!r} is not a form of a token: use {', '.join(_FORMS)}.",
-            )
+        form = _token_form(order)
         now = self._clock()
         token_id, secret = new_token()
         token = TokenRecord(
@@ -188,7 +183,7 @@ class AdminApi:
         )
         audit(request, "created token %s for %s", token.id, cluster)
         return web.json_response(
-            token_document(token, now) | _FORMS[form](join_string), status=201
+            token_document(token, now) | form.fields(join_string), status=201
         )
 
     async def _revoke_token(self, request: web.Request) -> web.Response:
@@ -342,9 +337,21 @@ class AdminApi:
         return [document["name"] for document in await self._cluster_documents()]
 
 
-# How a new token is handed out. The string is in no log, no store and no other answer.
-_FORMS: dict[str, Callable[[JoinString], dict[str, str]]] = {
-    "string": lambda join: {"join_string": join.format()},
-    "manifest": lambda join: {"manifest": MemberManifest(join=join).to_yaml()},
-    "env": lambda join: {"env": env_file(join)},
-}
+_TOKEN_FIELDS = frozenset(
+    {"cluster", "ttl_seconds", "format", "allow_users", "allow_groups", "image"}
+)
+
+
+def _token_form(order: Order) -> TokenForm:
+    try:
+        return parse_token_form(
+            order.text("format"),
+            allow_users=order.texts("allow_users"),
+            allow_groups=order.texts("allow_groups"),
+            image=order.text("image"),
+        )
+    except ValueError as error:
+        text = str(error)
+        raise AdminError(
+            ErrorCode.BAD_REQUEST, f"{text[:1].upper()}{text[1:]}."
+        ) from error

@@ -5,7 +5,7 @@ What was asked for goes to stdout and nothing else does: hints go to stderr, so 
 """
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -16,6 +16,9 @@ from tower_server.admin_console import (
     SOCKET_NAME,
     SOCKET_VARIABLE,
     STATE_DIR_VARIABLE,
+    AllowGroupOption,
+    AllowUserOption,
+    ImageOption,
     KnownCluster,
     OutOption,
     Output,
@@ -28,6 +31,7 @@ from tower_server.admin_console import (
     parse_span,
     say,
     stdin_is_terminal,
+    typer_app,
 )
 from tower_server.durations import format_duration
 from tower_server.private_output import write_private_text
@@ -37,22 +41,13 @@ __all__ = ["cli", "main"]
 EXIT_STATUS = "Exit status: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 cannot reach the server, 5 refused."
 
 
-def _typer(**settings: Any) -> typer.Typer:
-    return typer.Typer(
-        no_args_is_help=True,
-        rich_markup_mode="markdown",
-        # A trace with local variables could show a secret.
-        pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
-        **settings,
-    )
-
-
-cli = _typer(name="tower")
-token_cli = _typer(
+cli = typer_app(name="tower")
+token_cli = typer_app(
     help="Join tokens: invitations for clusters. Each is good for one cluster and one join."
 )
-cluster_cli = _typer(help="The clusters that have joined, and those that are invited.")
+cluster_cli = typer_app(
+    help="The clusters that have joined, and those that are invited."
+)
 cli.add_typer(token_cli, name="token")
 cli.add_typer(cluster_cli, name="cluster")
 
@@ -128,6 +123,9 @@ def create_token(
             help="The bare join string; a manifest to apply in the member; or an env file for an agent elsewhere.",
         ),
     ] = TokenForm.STRING,
+    allow_user: AllowUserOption = None,
+    allow_group: AllowGroupOption = None,
+    image: ImageOption = None,
     out: OutOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -137,6 +135,12 @@ def create_token(
 
     ```
     tower token create alpha --format manifest | kubectl apply -f -
+    ```
+
+    **With less power for the host** than cluster-admin, and an image of your own registry:
+
+    ```
+    tower token create alpha --format manifest --allow-group developers --image registry.example.com/tower-agent:1
     ```
 
     **Anywhere else**, hand the file to the machine where the agent will run:
@@ -154,6 +158,9 @@ def create_token(
                 "cluster": cluster,
                 "ttl_seconds": int(span.total_seconds()),
                 "format": form.value,
+                "allow_users": allow_user or None,
+                "allow_groups": allow_group or None,
+                "image": image,
             },
         )
         secret = token[form.answer_field]

@@ -21,6 +21,9 @@ __all__ = [
     "SOCKET_NAME",
     "SOCKET_VARIABLE",
     "STATE_DIR_VARIABLE",
+    "AllowGroupOption",
+    "AllowUserOption",
+    "ImageOption",
     "KnownCluster",
     "OutOption",
     "Output",
@@ -33,6 +36,7 @@ __all__ = [
     "parse_span",
     "say",
     "stdin_is_terminal",
+    "typer_app",
 ]
 
 SOCKET_VARIABLE = "TOWER_ADMIN_SOCKET"
@@ -63,6 +67,18 @@ class TokenForm(StrEnum):
     def answer_field(self) -> str:
         """Where the server's answer has it."""
         return "join_string" if self is TokenForm.STRING else self.value
+
+
+def typer_app(**settings: Any) -> typer.Typer:
+    """A group of commands with the settings that all of ours have."""
+    return typer.Typer(
+        no_args_is_help=True,
+        rich_markup_mode="markdown",
+        # A trace with local variables could show a secret.
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        **settings,
+    )
 
 
 def _socket_path(option: str | None) -> Path:
@@ -142,6 +158,34 @@ OutOption = Annotated[
         metavar="FILE",
         show_default="stdout",
         help="Write to this file with mode 0600; what is there is replaced.",
+    ),
+]
+# Of the manifest that `tower token create --format manifest` makes.
+AllowUserOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="USER",
+        show_default="tower:admin",
+        help="With --format manifest: a user that the host may act as, in the agent's arguments and in its "
+        "ClusterRole. Can be given more than once, and then replaces the default; `*` allows every name but "
+        "those that begin with system:, which have to be listed one by one.",
+    ),
+]
+AllowGroupOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="GROUP",
+        show_default="tower:cluster-admins",
+        help="The same for groups. The manifest binds the default group to cluster-admin; other users and groups "
+        "get their rights from the member's admin.",
+    ),
+]
+ImageOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REF",
+        show_default="tower-agent of this version",
+        help="With --format manifest: the agent's image, with the registry from which the member pulls it.",
     ),
 ]
 

@@ -200,9 +200,14 @@ class MemberManifest:
         return [
             f"--state-secret={AGENT_NAMESPACE}/{CREDENTIALS_SECRET}",
             f"--health=0.0.0.0:{HEALTH_PORT}",
-            *(f"--allow-user={user}" for user in self.allow_users),
-            *(f"--allow-group={group}" for group in self.allow_groups),
+            *(f"--allow-user={_literal(user)}" for user in self.allow_users),
+            *(f"--allow-group={_literal(group)}" for group in self.allow_groups),
         ]
+
+
+def _literal(text: str) -> str:
+    # The kubelet replaces $(NAME) in arguments by a variable's value; $$ is its $.
+    return text.replace("$", "$$")
 
 
 def env_file(join: JoinString) -> str:

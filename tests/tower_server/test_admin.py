@@ -119,6 +119,32 @@ def test_a_manifest_and_an_env_file_carry_the_join_string(admin: AdminClient) ->
     assert "join_string" not in manifest and "join_string" not in env
 
 
+def test_a_manifest_allows_whom_the_admin_names(admin: AdminClient) -> None:
+    text = create(
+        admin,
+        "alpha",
+        format="manifest",
+        allow_users=["jane"],
+        allow_groups=["dev"],
+        image="registry.example.com/agent:1",
+    )["manifest"]
+    assert "--allow-user=jane" in text and "--allow-group=dev" in text
+    assert "image: registry.example.com/agent:1" in text
+    assert "tower:cluster-admins" not in text
+
+
+def test_an_order_for_a_manifest_that_makes_no_sense_creates_no_token(
+    server: AdminServer, admin: AdminClient
+) -> None:
+    assert "tower-agent run --allow-user" in refused(
+        2, create, admin, "alpha", allow_users=["jane"]
+    )
+    refused(2, create, admin, "alpha", format="manifest", allow_groups=[" dev"])
+    refused(2, create, admin, "alpha", format="manifest", allow_groups="dev")
+    refused(2, create, admin, "alpha", format="manifest", image="a b")
+    assert server.run(server.store.list_tokens()) == []
+
+
 def test_the_list_shows_states_and_no_secrets(
     server: AdminServer, admin: AdminClient
 ) -> None:

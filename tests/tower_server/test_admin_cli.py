@@ -90,6 +90,35 @@ def test_a_manifest_can_be_piped_into_kubectl(server: AdminServer) -> None:
     }
 
 
+def test_a_manifest_for_named_users_and_groups_has_no_other(
+    server: AdminServer,
+) -> None:
+    text = done(
+        tower(
+            server,
+            *("token", "create", "alpha", "--format", "manifest"),
+            *("--allow-user", "jane", "--allow-user", "joe", "--allow-group", "dev"),
+            *("--image", "registry.example.com/agent:1"),
+        )
+    )
+    objects = {item["kind"]: item for item in yaml.safe_load_all(text)}
+    users, groups = objects["ClusterRole"]["rules"][:2]
+    assert users["resourceNames"] == ["jane", "joe"]
+    assert groups["resourceNames"] == ["dev"]
+    (container,) = objects["Deployment"]["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == "registry.example.com/agent:1"
+    assert [a for a in container["args"] if a.startswith("--allow")] == [
+        "--allow-user=jane",
+        "--allow-user=joe",
+        "--allow-group=dev",
+    ]
+
+
+def test_allowed_names_without_a_manifest_are_wrong_usage(server: AdminServer) -> None:
+    result = tower(server, "token", "create", "alpha", "--allow-user", "jane")
+    assert "tower-agent run --allow-user" in failed(result, 2)
+
+
 def test_an_env_file_has_the_join_string(server: AdminServer) -> None:
     text = done(tower(server, "token", "create", "alpha", "--format", "env"))
     assert "\nTOWER_JOIN=tower+join://" in text

@@ -205,3 +205,14 @@ def test_the_env_file_is_read_alike_by_docker_and_systemd(join: JoinString) -> N
     }
     # No quotes, which docker keeps; no blanks, dollars or backslashes, which shells and systemd read.
     assert not set("\"'\\$ ") & set("".join(assignments.values()))
+
+
+def test_a_name_with_a_dollar_is_no_variable_to_the_kubelet(join: JoinString) -> None:
+    manifest = MemberManifest(
+        join=join, allow_users=("$(TOWER_JOIN)",), allow_groups=("a$b",)
+    )
+    arguments = container(manifest)["args"]
+    assert "--allow-user=$$(TOWER_JOIN)" in arguments
+    assert "--allow-group=a$$b" in arguments
+    rules = one(manifest, "ClusterRole", "tower-agent")["rules"]
+    assert rules[0]["resourceNames"] == ["$(TOWER_JOIN)"]
