@@ -13,7 +13,8 @@ How the parts talk:
     proxies         which HTTP proxy leads to the server, by HTTPS_PROXY and NO_PROXY
     member          what enrol's neighbours need of the member's apiserver: one JSON request,
                     which member_client makes over the pool
-    link            keeps a tunnel to the server open, by the schedule of reconnect
+    link            keeps a tunnel to the server open, by the schedule of reconnect; kept: the
+                    session of the one that was lost
     dialer          makes one: outbound (TCP, through a proxy or not), TLS, upgrade (WebSocket)
     dispatch        what a stream of the tunnel is opened to:
     sealed          TLS that ends here, then requests to the apiserver under the caller's name

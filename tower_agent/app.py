@@ -7,9 +7,12 @@ server ──streams──▶ dispatcher ─┬─ sealed ──▶ TLS end ─�
 
 import asyncio
 import dataclasses
+import hashlib
 import logging
 import os
 import random
+import secrets
+import socket
 import time
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -19,6 +22,7 @@ from certs.joining import JoinString
 from shared.http.apiserver import ApiServer, BadKubeconfig, from_kubeconfig, in_cluster
 from shared.http.identity import Policy
 from shared.http.upstream import UpstreamPool
+from shared.mux.session import Session
 from shared.program import EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_USAGE, ProgramFailed
 from shared.settings import HostPort, SettingsError
 from shared.tunnel.connection import TunnelConnection
@@ -203,6 +207,17 @@ def _store(settings: AgentSettings, request: MemberRequest) -> CredentialStore:
     return DirectoryStore(settings.state_dir)
 
 
+def _place(settings: AgentSettings) -> str:
+    """Where this agent runs, and as which process: PLACE.PROCESS.
+
+    The place is the same after a restart, and another for another replica. It is a digest,
+    because the names of machines and folders are not the host's business.
+    """
+    state = settings.state_secret or settings.state_dir
+    place = hashlib.sha256(f"{socket.gethostname()} {state}".encode()).hexdigest()[:32]
+    return f"{place}.{secrets.token_hex(8)}"
+
+
 class _Agent:
     """The parts of a joined agent."""
 
@@ -228,7 +243,7 @@ class _Agent:
             self._link.going_away,
         )
         # One for all dials, for as long as the credentials are the same.
-        self._dialer = Dialer(credentials, self._dispatcher)
+        self._dialer = Dialer(credentials, self._dispatcher, place=_place(settings))
 
     def is_connected(self) -> bool:
         return self._link.current is not None
@@ -249,8 +264,8 @@ class _Agent:
         await self._link.close("the agent stops", STOP_SECONDS)
         await self._tasks.close()
 
-    async def _dial(self) -> TunnelConnection:
-        return await self._dialer.dial()
+    async def _dial(self, resume: Session | None) -> TunnelConnection:
+        return await self._dialer.dial(resume)
 
     def _connected(self, connection: TunnelConnection, hello: Hello) -> None:
         address = self._credentials.server_address
@@ -261,4 +276,4 @@ class _Agent:
                 f"tower-agent ready: {self._credentials.cluster} connected to {address}",
                 flush=True,
             )
-        self._reporter.connected(connection)
+        self._reporter.connected(connection, resumed=hello.resume)

@@ -15,7 +15,7 @@ from certs.assertion import make_assertion
 from certs.chains import parse_certificates
 from certs.contexts import outer_client
 from certs.keys import parse_private_key
-from shared.mux.session import Role
+from shared.mux.session import Role, Session
 from shared.mux.windows import INITIAL_WINDOW_BYTES
 from shared.tunnel.connection import TunnelConnection, TunnelOwner
 from shared.version import VERSION
@@ -72,7 +72,11 @@ class Dialer:
         credentials: Credentials,
         owner: TunnelOwner,
         environ: Mapping[str, str] = os.environ,
+        *,
+        place: str = "",
     ) -> None:
+        # Told in HELLO: sessions of an earlier process in this place are over.
+        self._place = place
         self._credentials = credentials
         self._owner = owner
         self._proxy = proxy_for(
@@ -84,8 +88,10 @@ class Dialer:
         self._key = parse_private_key(credentials.key_pem)
         self._chain = parse_certificates(credentials.certificate_pem)
 
-    async def dial(self) -> TunnelConnection:
+    async def dial(self, resume: Session | None = None) -> TunnelConnection:
         """One attempt, DIAL_TIMEOUT_SECONDS at most; cancelling closes what was begun.
+
+        With `resume` the tunnel goes on with that session, if the server still has it.
 
         Our HELLO is under way when this returns, so the server may count on the tunnel:
         from now on it is its owner's, who hears whether it becomes ready or is lost.
@@ -117,8 +123,18 @@ class Dialer:
             session_id=secrets.token_hex(16),
             window_bytes=INITIAL_WINDOW_BYTES,
             software=f"tower-agent/{VERSION}",
+            place=self._place,
         )
-        connection = TunnelConnection(Role.AGENT, upgrade.websocket, hello, self._owner)
+        if resume is not None and resume.closed:
+            resume = None  # its time was up while we dialled
+        connection = TunnelConnection(
+            Role.AGENT,
+            upgrade.websocket,
+            hello,
+            self._owner,
+            resume=resume,
+            keeps_sessions=True,
+        )
         connection.start(transport)
         return connection
 

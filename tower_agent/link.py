@@ -15,11 +15,13 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from shared.errors import Code
+from shared.mux.session import Session
 from shared.tunnel.connection import TunnelConnection
 from shared.tunnel.tasks import TaskSet
 from shared.wire.frames import GoAway
 from shared.wire.hello import Hello
 from tower_agent.dialer import DialFailed
+from tower_agent.kept import KeptSession
 from tower_agent.reconnect import DIAL_OVERLAP_SECONDS, Reconnect
 
 __all__ = ["FailureLog", "Link", "LinkEnded"]
@@ -78,13 +80,15 @@ class Link:
 
     def __init__(
         self,
-        dial: Callable[[], Awaitable[TunnelConnection]],
+        dial: Callable[[Session | None], Awaitable[TunnelConnection]],
         connected: Callable[[TunnelConnection, Hello], None],
         rng: random.Random,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         # One attempt: `Dialer.dial` of the newest credentials.
         self._dial = dial
+        # What was lost with the last connection, and the next one may go on with.
+        self._kept = KeptSession()
         self._on_connected = connected
         self._schedule = Reconnect(self._loop.time(), rng)
         # The tunnel that new streams and reports use; None while there is none.
@@ -112,6 +116,7 @@ class Link:
         if self._is_ended:
             connection.close(Code.GOING_AWAY, "the agent stops")
             return
+        self._kept.went_on(connection.session)
         older, self.current = self.current, connection
         self._schedule.connected(self._loop.time())
         self._failures.clear()
@@ -138,7 +143,14 @@ class Link:
             self._tunnels.discard(connection)
             _log.info("tunnel ended: %s", reason)
         if connection is self.current:
+            if connection.session.detached and not self._is_ended:
+                self._kept.keep(connection.session)
             self._leave(clean=False)
+        elif connection.session.detached:
+            # An older tunnel that only finished its streams: nobody dials for it again.
+            connection.session.close(
+                Code.SESSION_LOST, f"the tunnel was lost: {reason}"
+            )
         self._changed.set()
 
     def _leave(self, *, clean: bool) -> None:
@@ -167,6 +179,7 @@ class Link:
                 await self._dial_next()
         finally:
             self._is_ended = True
+            self._kept.end(Code.GOING_AWAY, "the agent stops")
             await self._tasks.close()
 
     async def _dial_next(self) -> None:
@@ -211,7 +224,7 @@ class Link:
 
     async def _attempt(self) -> None:
         try:
-            connection = await self._dial()
+            connection = await self._dial(self._kept.session)
         except DialFailed as failure:
             now = self._loop.time()
             if failure.final:

@@ -60,11 +60,15 @@ class Reporter:
         # The last report, to be repeated on a new stream.
         self._report: dict[str, str] = {}
 
-    def connected(self, tunnel: TunnelConnection) -> None:
-        """Open a control stream on a new tunnel; what is open on an older one stays."""
+    def connected(self, tunnel: TunnelConnection, *, resumed: bool) -> None:
+        """Open a control stream on a new tunnel; what is open on an older one stays.
+
+        When the tunnel goes on with an earlier session, so does the stream in it.
+        """
         self._tunnel = tunnel
         self._reopen_seconds = FIRST_REOPEN_SECONDS
-        self._open()
+        if not resumed or self._end is None:
+            self._open()
 
     async def run(self) -> None:
         """Ask and report until cancelled."""

@@ -37,6 +37,7 @@ from tower_server.identity import ServerIdentity, server_identity
 from tower_server.join import JoinService
 from tower_server.listener import TunnelListener
 from tower_server.own_https import OwnHttps, close_after_answer
+from tower_server.parking import Parking
 from tower_server.registry import LiveSession, Registry
 from tower_server.settings import ServeSettings
 from tower_server.state_directory import (
@@ -120,7 +121,10 @@ class _Server:
             self._registry,
             lambda stream: self._door.stream_accepted(stream),
             self._open_control,
+            Parking(settings.resume_time.total_seconds()),
+            lambda session: self._door.session_parked(session),
         )
+        self._registry.when_cut(self._listener.end_parked)
         application = web.Application()
         application.on_response_prepare.append(close_after_answer)
         endpoints.add_routes(application, self._join)

@@ -124,6 +124,15 @@ def serve(
             "in the environment separated by blanks.",
         ),
     ] = None,
+    resume_time: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME",
+            envvar="TOWER_RESUME_TIME",
+            help="How long streams wait for their agent after a lost connection before they end; "
+            "0s ends them at once.",
+        ),
+    ] = "60s",
     log_level: Annotated[
         str,
         typer.Option(
@@ -169,6 +178,7 @@ def serve(
             zone=zone,
             admin_socket=admin_socket,
             tcp_entries=tcp_entry or (),
+            resume_time=resume_time,
             log_level=log_level,
             log_format=log_format,
         )

@@ -23,8 +23,9 @@ from functools import partial
 
 from certs.names import ClusterName
 from shared.errors import Code, StreamReset
+from shared.mux.session import Session
 from shared.mux.stream import Stream
-from shared.tunnel.relay import StreamEnd, relay_pair
+from shared.tunnel.relay import relay_pair
 from shared.tunnel.tasks import TaskSet
 from tower_server.client_hello import (
     DECODE_ERROR_ALERT,
@@ -284,7 +285,7 @@ class FrontDoor:
         loop = asyncio.get_running_loop()
         self._half_open[stream] = (
             place,
-            loop.call_later(HALF_OPEN_SECONDS, self._half_open_too_long, stream_end),
+            loop.call_later(HALF_OPEN_SECONDS, self._half_open_too_long, stream),
         )
         try:
             await loop.connect_accepted_socket(lambda: socket_end, accepted)
@@ -295,11 +296,23 @@ class FrontDoor:
             raise
         self.counts["sealed"] += 1
 
-    def _half_open_too_long(self, end: StreamEnd) -> None:
+    def session_parked(self, session: Session) -> None:
+        """A session waits for its agent: strangers in it do not, they are told at once."""
+        for stream in [s for s in self._half_open if s.session is session]:
+            self.counts["half_open_lost"] += 1
+            _end(stream, Code.SESSION_LOST, "the tunnel was lost")
+
+    def _half_open_too_long(self, stream: Stream) -> None:
         self.counts["half_open_timeout"] += 1
-        reason = StreamReset(Code.TIMEOUT, "the caller was not authenticated in time")
-        end.stream.reset(reason.code, reason.reason)
-        end.stream_closed(reason)
+        _end(stream, Code.TIMEOUT, "the caller was not authenticated in time")
+
+
+def _end(stream: Stream, code: Code, reason: str) -> None:
+    """Reset a relayed stream, and its local connection with it."""
+    handler = stream.handler
+    stream.reset(code, reason)
+    if handler is not None:
+        handler.stream_closed(StreamReset(code, reason))
 
 
 async def _peek_hello(accepted: socket.socket) -> ClientHello | NotTls | Malformed:

@@ -3,6 +3,9 @@
 An agent proves who it is by a signed, single-use assertion in the upgrade, so that this
 works behind anything that ends TLS (design 3). Only then is there a session. Refusals are
 JSON with `error` and `message`, one sentence that the agent shows to its operator.
+
+Longer than our files are: the decision over an upgrade and what becomes of it, through
+loss and return, are one story.
 """
 
 import asyncio
@@ -20,7 +23,7 @@ from websockets.server import ServerProtocol
 from certs.assertion import AgentIdentity, AssertionVerifier, BadAssertion
 from certs.names import ClusterName
 from shared.errors import Code
-from shared.mux.session import Role
+from shared.mux.session import Role, Session
 from shared.mux.stream import Stream
 from shared.mux.windows import INITIAL_WINDOW_BYTES
 from shared.tunnel.connection import TunnelConnection
@@ -29,6 +32,7 @@ from shared.version import VERSION
 from shared.wire.frames import MAX_MESSAGE_BYTES, GoAway, printable
 from shared.wire.hello import VERSIONS, Hello, subprotocol
 from tower_server.membership import agent_is_current
+from tower_server.parking import Parking
 from tower_server.registry import CONTROL_TARGET, LiveSession, Registry
 from tower_server.stores import Store, StoreUnavailable
 
@@ -92,7 +96,14 @@ class TunnelListener:
         registry: Registry,
         stream_accepted: Callable[[Stream], None],
         open_control: Callable[[LiveSession, Stream], None],
+        parking: Parking,
+        session_parked: Callable[[Session], None],
     ) -> None:
+        self._parking = parking
+        # The front door's: streams of strangers do not wait for an agent.
+        self._session_parked = session_parked
+        # Connections that go on with a session, until their HELLO is answered.
+        self._resuming: dict[TunnelConnection, LiveSession] = {}
         self._verifier = verifier
         self._store = store
         self._registry = registry
@@ -122,6 +133,7 @@ class TunnelListener:
         Those that are not gone by then are dropped. New ones are refused from now on.
         """
         self._draining = True
+        self._parking.end(lambda _: True, Code.GOING_AWAY, reason)
         for connection in [*self._live, *self._arriving]:
             connection.close(Code.GOING_AWAY, reason)
         await self._tasks.close()
@@ -143,6 +155,15 @@ class TunnelListener:
         for connection, identity in callers:
             if identity.cluster == cluster and identity.serial != serial:
                 connection.close(Code.REVOKED, reason)
+        self._parking.end(
+            lambda live: live.cluster == cluster and live.identity.serial != serial,
+            Code.REVOKED,
+            reason,
+        )
+
+    def end_parked(self, cluster: ClusterName, code: Code, reason: str) -> None:
+        """End a cluster's sessions that wait for their agent."""
+        self._parking.end(lambda live: live.cluster == cluster, code, reason)
 
     # Upgrades
 
@@ -243,21 +264,68 @@ class TunnelListener:
             session_id="",  # the agent's, once it said HELLO
             window_bytes=INITIAL_WINDOW_BYTES,
             software=f"tower-server/{VERSION}",
+            resume_seconds=int(self._parking.resume_seconds),
         )
-        connection = TunnelConnection(Role.SERVER, websocket, hello, self)
+        connection = TunnelConnection(
+            Role.SERVER,
+            websocket,
+            hello,
+            self,
+            find_session=lambda asked: self._find_session(connection, asked),
+            keeps_sessions=self._parking.resume_seconds > 0,
+        )
         self._arriving[connection] = identity
         connection.start(transport)
+
+    def _find_session(
+        self, connection: TunnelConnection, asked: Hello
+    ) -> Session | None:
+        """The session that an agent wants to go on with, if it is that agent's own."""
+        identity = self._arriving[connection]
+        older = self._registry.session_of(identity, asked.session_id)
+        if older is not None and older.connection.session.may_go_on:
+            # The agent has noticed the loss before us: take it off the dead connection.
+            older.connection.session.replay.check_resume(asked.received)
+            del self._live[older.connection]
+            self._registry.remove(older)
+            self._resuming[connection] = older
+            return older.connection.release("its agent came back on another connection")
+        parked = self._parking.take(asked.session_id, identity, asked.received)
+        if parked is None:
+            return None
+        self._resuming[connection] = parked.live
+        return parked.session
 
     # shared.tunnel.connection.TunnelOwner
 
     def tunnel_ready(self, connection: TunnelConnection, hello: Hello) -> None:
         identity = self._arriving.pop(connection)
-        session = LiveSession(identity, connection, hello.software)
+        session = self._resuming.pop(connection, None)
+        if session is None:
+            session = LiveSession(identity, connection, hello)
+            self._end_predecessors(session)
+        else:
+            session.go_on(connection)
         self._live[connection] = session
         if self._registry.add(session):
-            _log.info("%s: agent connected (%s)", identity.cluster, hello.software)
+            what = "session resumed" if hello.resume else "agent connected"
+            _log.info("%s: %s (%s)", identity.cluster, what, hello.software)
         else:
             connection.close(Code.REVOKED, "the cluster was removed")
+
+    def _end_predecessors(self, session: LiveSession) -> None:
+        """A process that begins anew in a place has forgotten that place's sessions.
+
+        Those that are parked end now. So do those that we still believe in, unless they are
+        of the same process: it may have dialled twice, and finish what the older one has.
+        """
+        if not session.place:
+            return
+        reason = "the agent was restarted"
+        self._parking.end(session.is_of_place, Code.SESSION_LOST, reason)
+        for other in self._registry.sessions_of(session.cluster):
+            if session.is_of_place(other) and other.process != session.process:
+                other.connection.close(Code.SESSION_LOST, reason)
 
     def stream_opened(self, connection: TunnelConnection, stream: Stream) -> None:
         session = self._live.get(connection)
@@ -279,12 +347,22 @@ class TunnelListener:
 
     def tunnel_lost(self, connection: TunnelConnection, reason: str) -> None:
         self._arriving.pop(connection, None)
+        self._resuming.pop(connection, None)
         session = self._live.pop(connection, None)
         if session is not None:
             self._registry.remove(session)
             _log.info("%s: tunnel ended: %s", session.cluster, reason)
+            if connection.session.detached:
+                self._keep(session, connection.session)
         if self._emptied is not None and not self._live and not self._arriving:
             self._emptied.set()
+
+    def _keep(self, live: LiveSession, session: Session) -> None:
+        if self._draining or not self._registry.knows(live.cluster):
+            session.close(Code.SESSION_LOST, "the tunnel was lost")
+        else:
+            self._parking.park(live, session)
+            self._session_parked(session)
 
 
 def _check_versions(request: Request) -> None:

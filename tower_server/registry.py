@@ -7,7 +7,7 @@ usable one gets new streams, the older ones finish what they have.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -17,6 +17,7 @@ from certs.names import ClusterName
 from shared.errors import Code
 from shared.mux.stream import Stream
 from shared.tunnel.connection import TunnelConnection
+from shared.wire.hello import Hello
 
 __all__ = [
     "CONTROL_TARGET",
@@ -63,13 +64,15 @@ class LiveSession:
     """One agent's connection, with what is known about it."""
 
     def __init__(
-        self, identity: AgentIdentity, connection: TunnelConnection, software: str
+        self, identity: AgentIdentity, connection: TunnelConnection, hello: Hello
     ) -> None:
         # As the assertion in its upgrade proved.
         self.identity = identity
+        # The one that carries it now, or did last.
         self.connection = connection
-        # The agent's name and version, as its HELLO says.
-        self.software = software
+        # The agent's name and version, and where it runs, as its HELLO says.
+        self.software = hello.software
+        self.place, _, self.process = hello.place.partition(".")
         self.connected_at = datetime.now(UTC)
         # Renewed by each report over the control stream.
         self.report = MemberReport()
@@ -77,6 +80,20 @@ class LiveSession:
     @property
     def cluster(self) -> ClusterName:
         return self.identity.cluster
+
+    def is_of(self, identity: AgentIdentity) -> bool:
+        """Whether it belongs to the agent that has just proved this identity."""
+        mine = self.identity
+        return (mine.cluster, mine.serial) == (identity.cluster, identity.serial)
+
+    def is_of_place(self, other: "LiveSession") -> bool:
+        """Whether another session is of the same agent in the same place."""
+        return other.is_of(self.identity) and other.place == self.place
+
+    def go_on(self, connection: TunnelConnection) -> None:
+        """Another connection carries the session now."""
+        self.connection = connection
+        self.connected_at = datetime.now(UTC)
 
     @property
     def usable(self) -> bool:
@@ -129,6 +146,8 @@ class Registry:
 
     def __init__(self) -> None:
         self._clusters: dict[ClusterName, _Cluster] = {}
+        # Told when a cluster is cut off: they end what is not a live session.
+        self._when_cut: list[Callable[[ClusterName, Code, str], None]] = []
 
     # What is known
 
@@ -205,6 +224,27 @@ class Registry:
         cluster = self._clusters.get(name)
         for session in list(cluster.sessions) if cluster is not None else ():
             session.connection.close(code, reason)
+        for callback in self._when_cut:
+            callback(name, code, reason)
+
+    def when_cut(self, callback: Callable[[ClusterName, Code, str], None]) -> None:
+        """Call this, too, whenever a cluster is cut."""
+        self._when_cut.append(callback)
+
+    def sessions_of(self, name: ClusterName) -> list[LiveSession]:
+        """A cluster's live sessions, the oldest first."""
+        cluster = self._clusters.get(name)
+        return list(cluster.sessions) if cluster is not None else []
+
+    def session_of(
+        self, identity: AgentIdentity, session_id: str
+    ) -> LiveSession | None:
+        """The live session with this id, if it belongs to the agent of this identity."""
+        for session in self.sessions_of(identity.cluster):
+            is_it = session.connection.session.hello.session_id == session_id
+            if is_it and session.is_of(identity):
+                return session
+        return None
 
     def sessions(self) -> Iterable[LiveSession]:
         """Every live session, of every cluster."""

@@ -6,11 +6,13 @@ may be. Nothing is opened or created, so that a mistake costs nothing.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 from certs.names import DEFAULT_ZONE, ClusterName, parse_cluster_name, parse_zone
 from shared.logs import LogSettings, parse_log_settings
 from shared.settings import HostPort, SettingsError, parse_host_port
+from tower_server.durations import parse_duration
 
 __all__ = [
     "ADMIN_SOCKET_NAME",
@@ -23,6 +25,11 @@ __all__ = [
 
 DEFAULT_LISTEN = "0.0.0.0:8443"
 ADMIN_SOCKET_NAME = "admin.sock"
+
+# An LB's idle cut, an ingress reload, a roaming address: seconds. The reboot of a firewall: a
+# minute. Longer, and whoever waits at the other end has given up.
+DEFAULT_RESUME_TIME = timedelta(seconds=60)
+MAX_RESUME_TIME = timedelta(minutes=10)
 
 # sun_path has 108 bytes on Linux and 104 on macOS and the BSDs, with the closing NUL.
 # bind() says only "AF_UNIX path too long"; we say which path and what to do. It is bound under
@@ -53,6 +60,8 @@ class ServeSettings:
     zone: str
     admin_socket: Path
     tcp_entries: tuple[TcpEntry, ...] = ()
+    # How long a session and its streams wait for their agent after a lost connection.
+    resume_time: timedelta = DEFAULT_RESUME_TIME
     log: LogSettings = LogSettings()
 
     def public_address_at(self, bound_port: int) -> HostPort:
@@ -68,6 +77,7 @@ def parse_serve_settings(
     zone: str = DEFAULT_ZONE,
     admin_socket: str | Path | None = None,
     tcp_entries: Sequence[str] = (),
+    resume_time: str = "60s",
     log_level: str = "info",
     log_format: str = "text",
 ) -> ServeSettings:
@@ -89,6 +99,7 @@ def parse_serve_settings(
         zone=_parse_zone(zone),
         admin_socket=_parse_admin_socket(admin_socket, directory),
         tcp_entries=_parse_tcp_entries(tcp_entries),
+        resume_time=_parse_resume_time(resume_time),
         log=parse_log_settings(log_level, log_format),
     )
 
@@ -116,6 +127,18 @@ def parse_tcp_entry(text: str) -> TcpEntry:
             "use an address of this machine's loopback, like 127.0.0.1."
         )
     return TcpEntry(listen=address, cluster=name, target=target)
+
+
+def _parse_resume_time(text: str) -> timedelta:
+    try:
+        time = parse_duration(text)
+    except ValueError as error:
+        raise SettingsError(f"--resume-time: {error}") from None
+    if time > MAX_RESUME_TIME:
+        raise SettingsError(
+            f"--resume-time {text} is longer than {MAX_RESUME_TIME.seconds // 60} minutes: nobody waits so long."
+        )
+    return time
 
 
 def _parse_tcp_entries(texts: Sequence[str]) -> tuple[TcpEntry, ...]:

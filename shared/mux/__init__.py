@@ -1,7 +1,10 @@
 """Many streams in one session: turns, windows, liveness. Pure, like `shared.wire` below it.
 
-    session   messages in, calls to handlers out; who may open, who is told
+    session   messages in, calls to handlers out; who may open
+    handler   what a session tells its owner
+    table     which streams are open, how they end, who is told
     outbox    what waits to be sent, and whose turn it is
+    replay    messages that may be sent again when the connection is lost
     stream    one stream: its states (a table), its queue
     windows   flow-control arithmetic by absolute offsets
     liveness  signs of life, pings, round-trip times

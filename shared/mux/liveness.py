@@ -53,6 +53,15 @@ class Liveness:
     def sent(self, now: float) -> None:
         self.sent_at = now
 
+    def start_over(self, now: float) -> None:
+        """On a new connection: nothing that was measured is true any more.
+
+        Except the count: a PONG of the old connection may be sent again on this one.
+        """
+        self.received_at = self.sent_at = now
+        self._pinged_at = self._waiting = None
+        self.round_trip_seconds = self.min_round_trip_seconds = None
+
     def next_timer(self) -> float:
         if self._waiting is not None:
             return max(

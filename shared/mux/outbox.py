@@ -38,7 +38,7 @@ class Outbox:
         self, wake: Callable[[], None], turn_taken: Callable[[Stream], None]
     ) -> None:
         # Called whenever something new may be sent; cheap, and often.
-        self._wake = wake
+        self.wake = wake
         # Called after each turn: the stream may have ended or drained.
         self._turn_taken = turn_taken
         self._control: deque[bytes] = deque()
@@ -71,20 +71,15 @@ class Outbox:
 
     def control(self, frame: bytes) -> None:
         self._control.append(frame)
-        self._wake()
-
-    def control_first(self, frame: bytes) -> None:
-        """Send a frame before all others (HELLO, when others wait already)."""
-        self._control.appendleft(frame)
-        self._wake()
+        self.wake()
 
     def pong(self, opaque: int) -> None:
         self._pong_due = opaque
-        self._wake()
+        self.wake()
 
     def window_due(self, stream: Stream) -> None:
         self._windows_due[stream] = None
-        self._wake()
+        self.wake()
 
     def announce(self, stream: Stream, open_frame: bytes) -> None:
         """Send OPEN with the stream's first turn, together with what it has by then."""
@@ -96,7 +91,7 @@ class Outbox:
         if not stream.ready and self._may_send(stream):
             stream.ready = True
             self._ring[stream] = None
-            self._wake()
+            self.wake()
 
     def forget(self, stream: Stream) -> bool:
         """Drop all that waits of a stream; False if the peer has never heard of it."""
@@ -115,9 +110,26 @@ class Outbox:
 
     # Sending
 
-    def next_message(self, now: float, round_trip_seconds: float) -> bytes:
-        """The next message, empty when nothing waits."""
+    @property
+    def has_urgent(self) -> bool:
+        """Whether anything waits that must go out even while data may not."""
+        return bool(self._control or self._windows_due or self._pong_due is not None)
+
+    def next_message(
+        self,
+        now: float,
+        round_trip_seconds: float,
+        *,
+        ack: int | None = None,
+        with_data: bool = True,
+    ) -> bytes:
+        """The next message, empty when nothing waits.
+
+        `ack` rides in front if anything goes out; without data, streams stay in the ring.
+        """
         parts: list[bytes | memoryview] = []
+        if ack is not None:
+            parts.append(frames.encode_ack(ack))
         room = self._take_windows(parts, now, round_trip_seconds)
         if self._pong_due is not None:
             parts.append(frames.encode_pong(self._pong_due))
@@ -127,7 +139,7 @@ class Outbox:
             parts.append(frame)
             room -= len(frame)
         ring = self._ring
-        while ring and room > 0:
+        while with_data and ring and room > 0:
             stream, _ = ring.popitem(last=False)
             stream.ready = False
             turn = min(room, TURN_BYTES) if ring else room

@@ -6,25 +6,26 @@ touches a socket or reads a clock. The shell feeds `receive_message`, asks
 `handle_timer` at `next_timer`. Both ends are this class; `Role` only decides who uses odd
 stream numbers.
 
-Output is pulled, not pushed: data waits in its stream's queue until the transport has
-room (see `shared.mux.outbox`), so memory is bounded: writers are paused. SPEC 5 to 8.
+Output is pulled: data waits in its stream's queue until the transport has room (see
+`shared.mux.outbox`), so memory is bounded: writers are paused. SPEC 5 to 8 and 10.
 
 Handlers are called in the middle of all this and may call anything back: write, reset,
 open, close. So state is settled before a handler is told, and looked at again after.
 """
 
 from dataclasses import replace
-from enum import Enum
-from typing import Protocol
 
 from shared.errors import Code, InvalidState, PeerProtocolError, StreamReset
+from shared.mux.handler import Role, SessionHandler
 from shared.mux.liveness import DEAD_AFTER_SECONDS, Liveness
 from shared.mux.outbox import MESSAGE_BYTES, Outbox
+from shared.mux.replay import Replay
 from shared.mux.stream import RECEIVING_STATES, Input, Stream
+from shared.mux.table import MAX_STREAMS, StreamTable
 from shared.mux.windows import INITIAL_WINDOW_BYTES, ReceiveWindow, SendWindow
 from shared.wire import frames
 from shared.wire.frames import FrameType
-from shared.wire.hello import Hello, parse_hello
+from shared.wire.hello import Hello, read_hello
 
 __all__ = ["MAX_STREAMS", "MESSAGE_BYTES", "Role", "Session", "SessionHandler"]
 
@@ -32,54 +33,26 @@ __all__ = ["MAX_STREAMS", "MESSAGE_BYTES", "Role", "Session", "SessionHandler"]
 # of it: what a handler keeps then keeps at most twice its own size alive.
 COPY_BELOW_BYTES = 8 * 1024
 
-# Per session and direction. Ten times the busiest member we know of (watches and port
-# forwards of a fleet tool); an idle stream costs about 1 KiB.
-MAX_STREAMS = 10_000
-
 # Answers (RESET, ACCEPT) that may wait for a peer that asks and does not read: each of
 # its streams and each of ours twice over, about 100 bytes each.
 MAX_WAITING_ANSWERS = 4 * MAX_STREAMS
 
-_LAST_STREAM_ID = 2**32 - 1
 _DATA = int(FrameType.DATA)
 # What may still be under way to a stream that we have closed.
 _STREAM_TYPES = (FrameType.EOF, FrameType.RESET, FrameType.WINDOW, FrameType.ACCEPT)
-
-
-class Role(Enum):
-    """Which end of the session this is."""
-
-    AGENT = 1  # opens streams 1, 3, 5, …
-    SERVER = 2  # opens streams 2, 4, 6, …
-
-
-class SessionHandler(Protocol):
-    """Who is told what happens to the session as a whole."""
-
-    def session_ready(self, hello: Hello) -> None:
-        """The peer's HELLO is here: streams may be opened."""
-
-    def stream_opened(self, stream: Stream) -> None:
-        """The peer opened a stream: set its `handler`, or `reset` it, before returning."""
-
-    def stream_accepted(self, stream: Stream) -> None:
-        """The peer reached the target of a stream that we opened."""
-
-    def going_away(self, notice: frames.GoAway) -> None:
-        """The peer takes no new streams; those that run may finish."""
-
-    def stream_failed(self, stream: Stream, error: Exception) -> None:
-        """Code told of a stream raised: a bug. The stream is reset, the session goes on."""
-
-    def output_ready(self) -> None:
-        """There may be something to send: ask `data_to_send` soon. Called often."""
 
 
 class Session:
     """A session's streams and everything that goes between its two ends."""
 
     def __init__(
-        self, role: Role, hello: Hello, handler: SessionHandler, now: float
+        self,
+        role: Role,
+        hello: Hello,
+        handler: SessionHandler,
+        now: float,
+        *,
+        says_hello: bool = True,
     ) -> None:
         self.role = role
         self.handler = handler
@@ -88,24 +61,32 @@ class Session:
         # The peer's; None until it arrives, and no stream may be opened before.
         self.peer: Hello | None = None
         self.liveness = Liveness(now)
-        # Live streams by id. Closed ones leave at once.
-        self.streams: dict[int, Stream] = {}
-        # The next id that we open; the peer's ids must rise.
-        self._next_id = role.value
-        self._last_peer_id = 0
-        self._peer_streams = 0
+        self._table = StreamTable(
+            role,
+            lambda stream: self._outbox.forget(stream),
+            lambda stream, error: self.handler.stream_failed(stream, error),
+        )
         # What waits to be sent.
-        self._outbox = Outbox(handler.output_ready, self._turn_taken)
+        self._outbox = Outbox(handler.output_ready, self._table.turn_taken)
+        # Live streams by id, the table's.
+        self.streams = self._table.live
         # Set by go_away: we refuse new streams. Set by GOAWAY: the peer does.
         self.draining = False
         self.peer_draining = False
+        # Messages under way, for sending them again on another connection.
+        self.replay = Replay()
+        # No connection carries the session: nothing goes out until `attach`.
+        self.detached = False
+        # Counts attachments: a connection that was begun for an earlier one is too late.
+        self.epoch = 0
         # Once closed nothing comes in or out.
         self.closed = False
-        # Time of the last input, so that calls from handlers need no clock.
+        # Time of the last input: calls from handlers need no clock.
         self._now = now
-        # SPEC 3: the agent speaks first, so that the server's HELLO can answer it.
-        if role is Role.AGENT:
-            self._outbox.control_first(frames.encode_hello(hello.encode()))
+        # SPEC 3: the agent speaks first. A message of its own, and not counted.
+        self._hello_due: bytes | None = None
+        if role is Role.AGENT and says_hello:
+            self._say_hello()
 
     # What the shell calls
 
@@ -117,20 +98,28 @@ class Session:
                 streams are told by `close`.
         """
         self._now = now
+        if self.peer is None:
+            if not self.closed:
+                self._receive_first(message)
+            return
         streams = self.streams
         for type_, stream_id, start, end in frames.split(message):
             if self.closed:
                 return
-            if type_ == _DATA and self.peer is not None:
+            if type_ == _DATA:
                 stream = streams.get(stream_id)
                 if stream is not None:
                     self._receive_data(stream, message, start, end)
-                elif not self._was_open(stream_id):
+                elif not self._table.was_open(stream_id):
                     raise PeerProtocolError(f"data for unopened stream {stream_id}")
             else:
                 self._receive_other(type_, stream_id, message[start:end])
         if self._outbox.control_frames > MAX_WAITING_ANSWERS:
             raise PeerProtocolError("too many frames that need answers, none read")
+        # Only now: what is counted is never sent again, so it must have been dealt with.
+        self.replay.received(len(message))
+        if self.replay.ack_is_due:
+            self.handler.output_ready()
 
     def data_to_send(self, now: float) -> bytes:
         """The next message for the peer, empty when there is nothing to send."""
@@ -138,14 +127,35 @@ class Session:
         if not self.wants_to_send:
             return b""
         self.liveness.sent(now)
-        round_trip = self.liveness.round_trip_seconds or 0.0
-        return self._outbox.next_message(now, round_trip)
+        if self._hello_due is not None:
+            message, self._hello_due = self._hello_due, None
+            return message
+        replay = self.replay
+        again = replay.next_to_resend()
+        if again is not None:
+            return again
+        message = self._outbox.next_message(
+            now,
+            self.liveness.round_trip_seconds or 0.0,
+            ack=replay.report(),
+            with_data=not replay.is_full,
+        )
+        if message:  # the peer counts only what it gets
+            replay.sent(message)
+        return message
 
     @property
     def wants_to_send(self) -> bool:
-        if self.closed or (self.peer is None and self.role is Role.SERVER):
-            return False  # SPEC 3: the server is silent until it has read HELLO
-        return bool(self._outbox)
+        if self.closed or self.detached:
+            return False
+        if self._hello_due is not None:
+            return True
+        if self.peer is None:
+            return False  # SPEC 3: nothing but HELLO before the peer's HELLO
+        replay = self.replay
+        if replay.ack_is_due or replay.has_more_to_resend:
+            return True
+        return self._outbox.has_urgent if replay.is_full else bool(self._outbox)
 
     def next_timer(self) -> float:
         """When `handle_timer` wants to be called."""
@@ -176,20 +186,18 @@ class Session:
             raise StreamReset(Code.SESSION_LOST, "the tunnel is closed")
         if self.peer is None:
             raise InvalidState("open_stream before session_ready")
-        if self.draining or self.peer_draining or self._next_id > _LAST_STREAM_ID:
+        if self.draining or self.peer_draining:
             raise StreamReset(Code.GOING_AWAY, "the tunnel takes no new streams")
-        if len(self.streams) - self._peer_streams >= MAX_STREAMS:
-            raise StreamReset(Code.LIMIT, f"{MAX_STREAMS} streams are open already")
-        open_frame = frames.encode_open(self._next_id, INITIAL_WINDOW_BYTES, target)
+        stream_id = self._table.new_id()
+        open_frame = frames.encode_open(stream_id, INITIAL_WINDOW_BYTES, target)
         stream = Stream(
             self,
-            self._next_id,
+            stream_id,
             target,
             ReceiveWindow(INITIAL_WINDOW_BYTES, self._now),
             SendWindow(self.peer.window_bytes),
         )
-        self._next_id += 2
-        self.streams[stream.id] = stream
+        self._table.add_own(stream)
         self._outbox.announce(stream, open_frame)
         return stream
 
@@ -207,20 +215,61 @@ class Session:
         if self.closed:
             return
         self.closed = True
-        streams, self.streams = list(self.streams.values()), {}
-        self._peer_streams = 0
-        for stream in streams:
-            self._lose(stream, StreamReset(code, reason))
+        self._table.end_all(code, reason)
         self._outbox.clear()
+
+    # A lost connection
+
+    def detach(self) -> None:
+        """The connection is lost and another may come: keep everything, send nothing.
+
+        The owner sees to it that `attach` or `close` follows in time. Until then streams
+        may be written to, and pause when their queues are full.
+        """
+        self.detached = True
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether it is worth another connection: it began, and nobody ends it."""
+        return (
+            self.peer is not None
+            and not self.closed
+            and not self.draining
+            and not self.peer_draining
+        )
+
+    def resume_hello(self) -> Hello:
+        """What the agent says on the new connection."""
+        return replace(self.hello, resume=True, received=self.replay.received_count)
+
+    def attach(self, hello: Hello, handler: SessionHandler, now: float) -> None:
+        """Go on over a new connection, whose peer said this HELLO; a server answers it.
+
+        Raises:
+            PeerProtocolError: If the peer's count does not fit what was sent. Nothing has
+                changed then.
+        """
+        if self.closed or self.peer is None or not self.detached:
+            raise InvalidState("attach to a session that is over, or has a connection")
+        self.replay.resume(hello.received)
+        self.handler = handler
+        self._now = now
+        self._outbox.wake = handler.output_ready
+        self.liveness.start_over(now)
+        self.detached = False
+        self.epoch += 1
+        if self.role is Role.SERVER:
+            self.hello = self.resume_hello()
+            self._say_hello()
+        handler.output_ready()
 
     # What streams call
 
     def stream_ready(self, stream: Stream) -> None:
-        """The stream has something new to send."""
         self._outbox.stream_ready(stream)
 
     def stream_reset(self, stream: Stream, code: Code, reason: str) -> None:
-        if self._forget(stream):
+        if self._table.forget(stream):
             self._outbox.control(frames.encode_reset(stream.id, code, reason))
 
     def stream_accepted(self, stream: Stream) -> None:
@@ -251,14 +300,10 @@ class Session:
             try:
                 stream.handler.data_received(data)
             except Exception as error:
-                self._fail(stream, error)
+                self._table.fail(stream, error)
 
     def _receive_other(self, type_: int, stream_id: int, payload: bytes) -> None:
-        if self.peer is None:
-            if type_ != FrameType.HELLO or stream_id != 0:
-                raise PeerProtocolError("the first frame must be HELLO")
-            self._receive_hello(parse_hello(payload))
-        elif stream_id == 0:
+        if stream_id == 0:
             self._receive_session_frame(type_, payload)
         elif type_ == FrameType.OPEN:
             self._receive_open(stream_id, payload)
@@ -266,28 +311,36 @@ class Session:
             stream = self.streams.get(stream_id)
             if stream is not None:
                 self._receive_stream_frame(type_, stream, payload)
-            elif type_ not in _STREAM_TYPES or not self._was_open(stream_id):
+            elif type_ not in _STREAM_TYPES or not self._table.was_open(stream_id):
                 raise PeerProtocolError(
                     f"frame type {type_} on stream {stream_id}, which is not open"
                 )
 
-    def _receive_hello(self, hello: Hello) -> None:
-        self.peer = hello
+    def _receive_first(self, message: bytes) -> None:
+        """The peer's HELLO, for a session that begins."""
+        hello = read_hello(message)
         if self.role is Role.SERVER:
-            # Version 1 declines every resume; see SPEC 10.
+            # Also the answer to a resume of a session that we do not have: begin anew.
             self.hello = replace(self.hello, session_id=hello.session_id, resume=False)
-            self._outbox.control_first(frames.encode_hello(self.hello.encode()))
+            self._say_hello()
         elif hello.session_id != self.hello.session_id:
             raise PeerProtocolError("HELLO repeats another session's id")
         elif hello.resume:
             raise PeerProtocolError("HELLO resumes what we did not ask to resume")
+        self.peer = hello
         self.handler.session_ready(hello)
+
+    def _say_hello(self) -> None:
+        self._hello_due = frames.encode_hello(self.hello.encode())
+        self.handler.output_ready()
 
     def _receive_session_frame(self, type_: int, payload: bytes) -> None:
         if type_ == FrameType.PING:
             self._outbox.pong(frames.parse_offset(payload))
         elif type_ == FrameType.PONG:
             self.liveness.pong(frames.parse_offset(payload), self._now)
+        elif type_ == FrameType.ACK:
+            self.replay.acknowledged(frames.parse_offset(payload))
         elif type_ == FrameType.GOAWAY:
             notice = frames.parse_go_away(payload)
             self.peer_draining = True
@@ -296,10 +349,9 @@ class Session:
             raise PeerProtocolError(f"frame type {type_} on stream 0")
 
     def _receive_open(self, stream_id: int, payload: bytes) -> None:
-        if self._is_ours(stream_id) or stream_id <= self._last_peer_id:
+        if not self._table.may_be_opened(stream_id):
             raise PeerProtocolError(f"OPEN with stream id {stream_id}")
         opened = frames.parse_open(payload)
-        self._last_peer_id = stream_id
         stream = Stream(
             self,
             stream_id,
@@ -307,19 +359,18 @@ class Session:
             ReceiveWindow(self.hello.window_bytes, self._now),
             SendWindow(opened.limit_offset),
         )
-        self.streams[stream_id] = stream
-        self._peer_streams += 1
+        self._table.add_peers(stream)
         if self.draining:
             stream.reset(Code.GOING_AWAY, "this side takes no new streams")
-        elif self._peer_streams > MAX_STREAMS:
+        elif self._table.peer_has_too_many:
             stream.reset(Code.LIMIT, f"{MAX_STREAMS} streams are open already")
         else:
-            try:
-                self.handler.stream_opened(stream)
-                if stream.handler is None and not stream.closed:
-                    raise InvalidState("stream_opened set no handler")
-            except Exception as error:
-                self._fail(stream, error)
+            self._table.tell(stream, lambda: self._hand_over(stream))
+
+    def _hand_over(self, stream: Stream) -> None:
+        self.handler.stream_opened(stream)
+        if stream.handler is None and not stream.closed:
+            raise InvalidState("stream_opened set no handler")
 
     def _receive_stream_frame(self, type_: int, stream: Stream, payload: bytes) -> None:
         if type_ == FrameType.WINDOW:
@@ -330,71 +381,18 @@ class Session:
             stream.receive_window.received(frames.parse_offset(payload), 0)
             stream.move(Input.RECEIVE_EOF)
             if stream.handler is not None:
-                try:
-                    stream.handler.eof_received()
-                except Exception as error:
-                    self._fail(stream, error)
+                self._table.tell(stream, stream.handler.eof_received)
             if stream.closed:
-                self._end(stream)
+                self._table.end(stream)
         elif type_ == FrameType.RESET:
             reset = frames.parse_reset(payload)
-            self._forget(stream)
-            self._lose(stream, StreamReset(reset.code, reset.reason))
-        elif type_ == FrameType.ACCEPT and not payload and self._is_ours(stream.id):
+            self._table.forget(stream)
+            self._table.lose(stream, StreamReset(reset.code, reset.reason))
+        elif (
+            type_ == FrameType.ACCEPT and not payload and self._table.is_own(stream.id)
+        ):
             if not stream.accepted:
                 stream.accepted = True
-                try:
-                    self.handler.stream_accepted(stream)
-                except Exception as error:
-                    self._fail(stream, error)
+                self._table.tell(stream, lambda: self.handler.stream_accepted(stream))
         else:
             raise PeerProtocolError(f"frame type {type_} on stream {stream.id}")
-
-    # Ends of streams
-
-    def _turn_taken(self, stream: Stream) -> None:
-        """A stream has sent something: it may be over, or its writer may go on."""
-        if stream.closed:
-            self._end(stream)
-        elif stream.paused:
-            try:
-                stream.drained()
-            except Exception as error:
-                self._fail(stream, error)
-
-    def _end(self, stream: Stream) -> None:
-        """Both directions have ended."""
-        self._forget(stream)
-        self._lose(stream, None)
-
-    def _lose(self, stream: Stream, error: StreamReset | None) -> None:
-        try:
-            stream.lost(error)
-        except Exception as bug:
-            self.handler.stream_failed(stream, bug)
-
-    def _fail(self, stream: Stream, bug: Exception) -> None:
-        # Rule 29: a stream's error never ends the session, not even when it is our bug.
-        handler, stream.handler = stream.handler, None
-        error = StreamReset(Code.INTERNAL, "internal error, see the other side's log")
-        stream.reset(error.code, error.reason)
-        self.handler.stream_failed(stream, bug)
-        stream.handler = handler
-        self._lose(stream, error)
-
-    def _forget(self, stream: Stream) -> bool:
-        """Drop a closed stream; True if the peer knows it and is still to be told."""
-        if self.streams.pop(stream.id, None) is None:
-            return False
-        if not self._is_ours(stream.id):
-            self._peer_streams -= 1
-        return self._outbox.forget(stream)
-
-    def _is_ours(self, stream_id: int) -> bool:
-        return stream_id % 2 == self.role.value % 2
-
-    def _was_open(self, stream_id: int) -> bool:
-        """Whether an id belongs to a stream that has been closed since."""
-        if self._is_ours(stream_id):
-            return 0 < stream_id < self._next_id
-        return 0 < stream_id <= self._last_peer_id

@@ -1,6 +1,8 @@
 """The asyncio shell of the tunnel: transports on one side, `shared.mux` on the other.
 
     connection  one WebSocket connection that carries a session
+    owner       what a connection tells whoever uses its session
+    sockets     what we ask of the socket below
     relay       a local TCP connection ↔ a stream
     tls         TLS inside a stream: the sealed face's end, the control stream
     tasks       who owns background tasks

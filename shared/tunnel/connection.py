@@ -8,13 +8,13 @@ starts: `tower_server.listener` and `tower_agent.dialer` hand in a protocol that
 No task, queue or await lies on the way of a byte. All frames of one turn of the event
 loop leave as one message (`call_soon`), and while the transport is full nothing is
 pulled from the session, so that what waits there can still be overtaken.
+
+Longer than our files are: beginning, going on and ending a connection share one state.
 """
 
 import asyncio
 import logging
-import socket
-import sys
-from typing import Protocol
+from collections.abc import Callable
 
 from websockets.client import ClientProtocol
 from websockets.frames import CloseCode, Frame, Opcode
@@ -24,8 +24,10 @@ from websockets.server import ServerProtocol
 from shared.errors import Code, PeerProtocolError
 from shared.mux.session import Role, Session
 from shared.mux.stream import Stream
-from shared.wire.frames import MAX_MESSAGE_BYTES, GoAway, printable
-from shared.wire.hello import Hello
+from shared.tunnel.owner import TunnelOwner
+from shared.tunnel.sockets import acknowledged_bytes, set_no_delay
+from shared.wire.frames import MAX_MESSAGE_BYTES, GoAway, encode_hello, printable
+from shared.wire.hello import Hello, read_hello
 
 __all__ = ["TunnelConnection", "TunnelOwner", "WebSocket", "acknowledged_bytes"]
 
@@ -50,9 +52,6 @@ _PROGRESS_EVERY_SECONDS = 0.5
 # container, a sleeping laptop): then the silence is our own and says nothing of the peer.
 _LATE_SECONDS = 1.0
 
-# Where tcpi_bytes_acked lies in Linux's struct tcp_info (linux/tcp.h).
-_ACKED_AT = 120
-
 # RFC 6455, 5.5: a close frame carries 125 bytes, two of them the code.
 _MAX_CLOSE_REASON_BYTES = 123
 
@@ -61,32 +60,34 @@ _MIN_TIMER_SECONDS = 0.02
 
 WebSocket = ClientProtocol | ServerProtocol
 
-
-class TunnelOwner(Protocol):
-    """Who uses a connection's session: the registry on the host, the dispatcher in the member."""
-
-    def tunnel_ready(self, connection: "TunnelConnection", hello: Hello) -> None:
-        """The peer's HELLO is here: streams may be opened."""
-
-    def stream_opened(self, connection: "TunnelConnection", stream: Stream) -> None:
-        """The peer opened a stream: set its handler or reset it before returning."""
-
-    def stream_accepted(self, connection: "TunnelConnection", stream: Stream) -> None:
-        """The peer reached the target of a stream that we opened."""
-
-    def going_away(self, connection: "TunnelConnection", notice: GoAway) -> None:
-        """The peer takes no new streams."""
-
-    def tunnel_lost(self, connection: "TunnelConnection", reason: str) -> None:
-        """The connection is over, with a sentence why. Called exactly once."""
+# The detached session that a HELLO asks to go on with; None if there is none.
+FindSession = Callable[[Hello], Session | None]
 
 
 class TunnelConnection(asyncio.Protocol):
     """Carries one session over one WebSocket connection."""
 
     def __init__(
-        self, role: Role, websocket: WebSocket, hello: Hello, owner: TunnelOwner
+        self,
+        role: Role,
+        websocket: WebSocket,
+        hello: Hello,
+        owner: TunnelOwner,
+        *,
+        resume: Session | None = None,
+        find_session: FindSession | None = None,
+        keeps_sessions: bool = False,
     ) -> None:
+        """Prepare; `start` begins.
+
+        Args:
+            hello: Ours, for a session that begins.
+            resume: The agent's detached session to go on with, if the server still has it.
+            find_session: The server's: the detached session that a HELLO asks for. It must
+                look with `replay.check_resume` before it takes a session off a live connection.
+            keeps_sessions: When the connection is lost the session stays, detached, and
+                the owner either resumes or closes it.
+        """
         self._loop = asyncio.get_running_loop()
         self._websocket = websocket
         self._owner = owner
@@ -113,6 +114,16 @@ class TunnelConnection(asyncio.Protocol):
         self._reason: str | None = None
         # The transport is told to close; only its connection_lost is still to come.
         self._ending = False
+        self._role = role
+        self._hello = hello
+        self._find_session = find_session
+        self._keeps_sessions = keeps_sessions
+        # Whether the peer's first message has been dealt with: the session is ours from then.
+        self._greeted = False
+        # The agent's session to be resumed, and its epoch when we asked for it.
+        self._resume = resume
+        self._resume_epoch = resume.epoch if resume is not None else 0
+        # A new one, until the first message shows that another goes on.
         self.session = Session(role, hello, self, self._started_at)
 
     # Life
@@ -121,14 +132,17 @@ class TunnelConnection(asyncio.Protocol):
         """Take over a transport whose WebSocket handshake is done."""
         self._transport = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES, low=WRITE_LOW_BYTES)
-        _set_no_delay(transport)
+        set_no_delay(transport)
         transport.set_protocol(self)
         if transport.is_closing():
             # It broke before it was ours; nobody will call connection_lost any more.
             self._loop.call_soon(self.connection_lost, None)
             return
         self._arm_timer()
-        self._flush()
+        if self._resume is not None:
+            self._ask_to_resume(self._resume)
+        else:
+            self._flush()
         # Frames that came in the same segment as the end of the handshake.
         self._receive_events(self._loop.time())
 
@@ -143,6 +157,7 @@ class TunnelConnection(asyncio.Protocol):
         return (
             self._transport is not None
             and not session.closed
+            and self._greeted
             and session.peer is not None
             and not session.peer_draining
             and not session.draining
@@ -205,8 +220,90 @@ class TunnelConnection(asyncio.Protocol):
         if not self.ready.done():
             self.ready.set_exception(ConnectionError(reason))
             self.ready.exception()  # nobody need wait for it
-        self.session.close(Code.SESSION_LOST, f"the tunnel was lost: {reason}")
+        if self._session_may_go_on():
+            self.session.detach()
+        elif self.session.handler is self:
+            self.session.close(Code.SESSION_LOST, f"the tunnel was lost: {reason}")
         self._owner.tunnel_lost(self, reason)
+
+    def _session_may_go_on(self) -> bool:
+        """Whether another connection may carry on: it began, and nobody has ended it."""
+        session = self.session
+        return (
+            self._keeps_sessions
+            and self._greeted
+            and session.handler is self
+            and session.may_go_on
+            and not self._peer_gave_up()
+        )
+
+    def _peer_gave_up(self) -> bool:
+        """Whether the peer has said that we broke the protocol: it has ended the session."""
+        close = self._websocket.close_rcvd
+        return close is not None and close.code == CloseCode.PROTOCOL_ERROR
+
+    def release(self, reason: str) -> Session:
+        """Give up the session, undamaged, and drop the connection: another one takes over."""
+        session, self._reason = self.session, self._reason or reason
+        self._keeps_sessions = False
+        session.detach()
+        # What still arrives here is not the session's any more.
+        self.session = Session(self._role, self._hello, self, self._loop.time())
+        self.session.close(Code.REPLACED, reason)
+        self.abort(reason)
+        return session
+
+    # Beginning or going on
+
+    def _ask_to_resume(self, session: Session) -> None:
+        self.session.close(Code.REPLACED, "an earlier session goes on")
+        hello = session.resume_hello().encode()
+        self._websocket.send_binary(encode_hello(hello))
+        self._write_websocket()
+
+    def _receive_first(self, message: bytes, now: float) -> None:
+        """The peer's HELLO: begin a session, or go on with one."""
+        self._greeted = True
+        hello = read_hello(message)
+        if self._resume is not None:
+            self._receive_answer(self._resume, hello, message, now)
+            return
+        session = None
+        if hello.resume and self._find_session is not None:
+            session = self._find_session(hello)
+        if session is None or session.closed:
+            self.session.receive_message(message, now)
+        else:
+            self.session.close(Code.REPLACED, "an earlier session goes on")
+            self._go_on(session, hello, now)
+
+    def _receive_answer(
+        self, session: Session, hello: Hello, message: bytes, now: float
+    ) -> None:
+        """The server's answer to our wish to go on with a session."""
+        if hello.session_id != session.hello.session_id:
+            raise PeerProtocolError("HELLO repeats another session's id")
+        if session.epoch != self._resume_epoch or (hello.resume and session.closed):
+            # Another dial was faster, or time is up: what we said is no longer true.
+            self.abort("the session went on, or ended, while this dial was under way")
+        elif hello.resume:
+            self._go_on(session, hello, now)
+        else:
+            session.close(
+                Code.SESSION_LOST, "the server does not have the session any more"
+            )
+            self.session = Session(
+                self._role, session.hello, self, now, says_hello=False
+            )
+            self.session.receive_message(message, now)
+
+    def _go_on(self, session: Session, hello: Hello, now: float) -> None:
+        self.session = session
+        session.attach(hello, self, now)
+        _log.info(
+            "session goes on: %d messages are sent again", session.replay.resend_count
+        )
+        self.session_ready(hello)
 
     # shared.mux.session.SessionHandler
 
@@ -274,7 +371,7 @@ class TunnelConnection(asyncio.Protocol):
 
     def _receive_frame(self, frame: Frame, now: float) -> None:
         if frame.opcode is Opcode.BINARY and frame.fin:
-            self.session.receive_message(bytes(frame.data), now)
+            self._receive_message(bytes(frame.data), now)
         elif frame.opcode in (Opcode.BINARY, Opcode.CONT):
             # RFC 6455, 5.4: an intermediary may change the fragmentation of a message.
             if len(self._fragments) + len(frame.data) > MAX_MESSAGE_BYTES:
@@ -282,9 +379,15 @@ class TunnelConnection(asyncio.Protocol):
             self._fragments += frame.data
             if frame.fin:
                 message, self._fragments = bytes(self._fragments), bytearray()
-                self.session.receive_message(message, now)
+                self._receive_message(message, now)
         elif frame.opcode is Opcode.TEXT:
             raise PeerProtocolError("text message; SPEC 4 knows binary ones only")
+
+    def _receive_message(self, message: bytes, now: float) -> None:
+        if self._greeted:
+            self.session.receive_message(message, now)
+        else:
+            self._receive_first(message, now)
 
     # Ends
 
@@ -333,7 +436,7 @@ class TunnelConnection(asyncio.Protocol):
             self._timer.cancel()
         now = self._loop.time()
         due = self.session.next_timer()
-        if self.session.peer is None:
+        if not self._greeted:
             due = min(due, self._started_at + HELLO_DEADLINE_SECONDS)
         if self._blocked:
             due = min(due, now + _PROGRESS_EVERY_SECONDS)
@@ -351,10 +454,7 @@ class TunnelConnection(asyncio.Protocol):
             self.abort("the peer went silent: nothing arrived for several seconds")
         elif self._write_is_stuck(now):
             self.abort("the peer stopped reading: nothing left for several seconds")
-        elif (
-            self.session.peer is None
-            and now - self._started_at >= HELLO_DEADLINE_SECONDS
-        ):
+        elif not self._greeted and now - self._started_at >= HELLO_DEADLINE_SECONDS:
             self.abort("the peer sent no HELLO")
         else:
             self._arm_timer()
@@ -374,26 +474,3 @@ class TunnelConnection(asyncio.Protocol):
             self._moved_at = now
             self._held_bytes = self._transport.get_write_buffer_size()
             self._acked_bytes = acknowledged_bytes(self._transport)
-
-
-def acknowledged_bytes(transport: asyncio.Transport) -> int:
-    """How much of what was sent the kernel knows to have arrived; 0 where it cannot tell.
-
-    A TLS transport does not count what lies in the one below it, so on a slow link its
-    buffer stands still for seconds while bytes do move. This number does not.
-    """
-    raw = transport.get_extra_info("socket")
-    option = getattr(socket, "TCP_INFO", None)
-    if raw is None or option is None or sys.platform != "linux":
-        return 0
-    try:
-        info = raw.getsockopt(socket.IPPROTO_TCP, option, _ACKED_AT + 8)
-    except OSError:
-        return 0
-    return int.from_bytes(info[_ACKED_AT:], sys.byteorder)  # 0 on an old kernel
-
-
-def _set_no_delay(transport: asyncio.Transport) -> None:
-    raw = transport.get_extra_info("socket")
-    if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
-        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

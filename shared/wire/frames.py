@@ -25,6 +25,7 @@ __all__ = [
     "Reset",
     "Window",
     "encode_accept",
+    "encode_ack",
     "encode_data",
     "encode_eof",
     "encode_go_away",
@@ -57,6 +58,7 @@ class FrameType(IntEnum):
     PONG = 7  # 8B, the PING's; stream 0
     GOAWAY = 8  # 2B code + 4B retry after, ms + UTF-8 reason; stream 0
     ACCEPT = 9  # nothing: the target is reached, the caller is known
+    ACK = 10  # 8B messages received in the session; stream 0
 
 
 # Receivers skip frames of unknown types from here on, so that later versions may add
@@ -206,12 +208,16 @@ def encode_go_away(code: Code, retry_after_seconds: float, reason: str) -> bytes
     )
 
 
+def encode_ack(count: int) -> bytes:
+    return DATA_HEADER.pack(FrameType.ACK, 0, 8, count)
+
+
 def encode_accept(stream_id: int) -> bytes:
     return FRAME_HEADER.pack(FrameType.ACCEPT, stream_id, 0)
 
 
 def parse_offset(payload: bytes) -> int:
-    """The payload of EOF, PING and PONG."""
+    """The payload of EOF, PING, PONG and ACK."""
     if len(payload) != 8:
         raise PeerProtocolError(f"payload of {len(payload)} bytes, expected 8")
     return int.from_bytes(payload)

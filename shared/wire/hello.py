@@ -7,10 +7,11 @@ unknown fields are skipped, missing optional ones have the defaults below.
 import json
 import re
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 from shared.errors import PeerProtocolError
-from shared.wire.frames import printable
+from shared.wire.frames import FrameType, printable, split
 
 __all__ = [
     "MAX_HELLO_BYTES",
@@ -18,17 +19,20 @@ __all__ = [
     "VERSIONS",
     "Hello",
     "parse_hello",
+    "read_hello",
     "subprotocol",
 ]
 
 # What the number means, with the day it was made:
 #   1  2026-11-24  first light: streams, half-close, windows by offset, pings, GOAWAY;
-#                  session ids are exchanged, resumption is always declined
+#                  and sessions that are resumed from counted messages
 VERSIONS = (1,)
 
 SUBPROTOCOL = "tower.v1"  # of the WebSocket; the newest in VERSIONS
 
 MAX_HELLO_BYTES = 4096  # a dozen short fields; ours has about 200
+
+MAX_PLACE_LETTERS = 128  # a pod's or machine's name with a short digest
 
 MAX_SOFTWARE_LETTERS = 128  # "tower-agent 0.1.0 (linux amd64)" has 31
 
@@ -48,6 +52,10 @@ class Hello:
     window_bytes: int  # how far a new stream may send to us before the first WINDOW
     software: str  # name and version, for people and `tower cluster list`
     resume: bool = False  # agent: "go on with that session"; server: "we do"
+    received: int = 0  # messages that we have of the session; with resume
+    resume_seconds: int = 0  # server: how long it keeps a session without a connection
+    # Agent: where it runs. A new session from the same place has replaced the old process.
+    place: str = ""
 
     def encode(self) -> bytes:
         return json.dumps(asdict(self), separators=(",", ":")).encode()
@@ -75,9 +83,34 @@ def parse_hello(payload: bytes) -> Hello:
         raise PeerProtocolError("HELLO: window_bytes must be a positive 32 bit integer")
     if not isinstance(software, str) or not isinstance(resume, bool):
         raise PeerProtocolError("HELLO: software must be text, resume a boolean")
+    received, place = fields.get("received", 0), fields.get("place", "")
+    if type(received) is not int or not 0 <= received < 2**64:
+        raise PeerProtocolError("HELLO: received must be a 64 bit integer")
+    if not isinstance(place, str):
+        raise PeerProtocolError("HELLO: place must be text")
+    resume_seconds = fields.get("resume_seconds", 0)
+    if type(resume_seconds) is not int or not 0 <= resume_seconds < 2**32:
+        raise PeerProtocolError("HELLO: resume_seconds must be a 32 bit integer")
     return Hello(
         session_id=session_id,
         window_bytes=window,
         software=printable(software[:MAX_SOFTWARE_LETTERS]),
         resume=resume,
+        received=received,
+        resume_seconds=resume_seconds,
+        place=printable(place[:MAX_PLACE_LETTERS]),
     )
+
+
+def read_hello(message: bytes) -> Hello:
+    """Read the first message of a connection: HELLO and nothing else (SPEC 3).
+
+    Raises:
+        PeerProtocolError: If it is anything else.
+    """
+    found = list(islice(split(message), 2))
+    if len(found) != 1 or found[0].type != FrameType.HELLO or found[0].stream_id != 0:
+        raise PeerProtocolError(
+            "the first frame must be HELLO, in a message of its own"
+        )
+    return parse_hello(message[found[0].start : found[0].end])

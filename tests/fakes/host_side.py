@@ -33,6 +33,7 @@ from tower_agent.dialer import Dialer
 from tower_server.front_door import FrontDoor
 from tower_server.listener import TunnelListener
 from tower_server.own_https import OwnHttps, close_after_answer
+from tower_server.parking import Parking
 from tower_server.registry import LiveSession, Registry
 from tower_server.stores import Store, TokenId, TokenRecord, TokenUse
 from tower_server.stores.memory import MemoryStore
@@ -89,7 +90,9 @@ class Sink:
 class HostSide:
     """An asynchronous context: the host's side of Tower on a loopback port."""
 
-    def __init__(self, store: Store | None = None) -> None:
+    def __init__(
+        self, store: Store | None = None, *, resume_seconds: float = 0.0
+    ) -> None:
         self.store: Store = store or MemoryStore()
         self.registry = Registry()
         self.port = 0
@@ -105,12 +108,15 @@ class HostSide:
         self.authority = Authority.open_or_create(
             Path(self._directory.name), ZONE, datetime.now(UTC)
         )
+        self.parking = Parking(resume_seconds)
         self.listener = TunnelListener(
             AssertionVerifier([self.authority.certificate], ZONE),
             self.store,
             self.registry,
             lambda stream: self.door.stream_accepted(stream),
             lambda session, stream: self.controls.append((session, Sink(stream))),
+            self.parking,
+            lambda session: self.door.session_parked(session),
         )
         key = new_key()
         now = datetime.now(UTC)

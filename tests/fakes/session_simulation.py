@@ -9,13 +9,17 @@ demands that all has arrived.
 import random
 
 from shared.errors import Code, StreamReset
+from shared.mux.outbox import MESSAGE_BYTES
+from shared.mux.replay import ACK_AFTER_BYTES, MAX_KEPT_BYTES, Replay
 from shared.mux.stream import QUEUE_HIGH_BYTES, Stream
-from tests.fakes.session_pair import End, SessionPair
+from tests.fakes.session_links import ResumingPair
+from tests.fakes.session_pair import End
 
 __all__ = ["ACTIONS", "MAX_WRITE_BYTES", "Simulation", "drive"]
 
 MAX_WRITE_BYTES = 90_000
 MAX_LIVE_STREAMS = 24
+MAX_LINKS = 6
 
 # Any byte of any stream is known from where it stands, so nothing need be remembered. The
 # table's length is prime: no two streams look alike at the same offset.
@@ -82,8 +86,15 @@ class CheckedHandler:
 class Simulation:
     """Two sessions, the link between them, and everything they ever carried."""
 
-    def __init__(self, agent_window: int, server_window: int) -> None:
-        self.pair = SessionPair(agent_window=agent_window, server_window=server_window)
+    def __init__(
+        self,
+        agent_window: int,
+        server_window: int,
+        max_kept_bytes: int = MAX_KEPT_BYTES,
+    ) -> None:
+        self.pair = ResumingPair(agent_window=agent_window, server_window=server_window)
+        for end in self._ends:
+            end.session.replay.max_kept_bytes = max_kept_bytes
         self.steps = 0
         # A tiny window makes a message of every few bytes: then write little.
         self.max_write = min(MAX_WRITE_BYTES, 20 * min(agent_window, server_window))
@@ -177,13 +188,28 @@ class Simulation:
 
     def deliver(self, choice: int, amount: int) -> None:
         for _ in range(1 + amount % 4):
-            self.pair.deliver(self._end(choice))
+            self.pair.deliver(self._end(choice), amount)
+
+    def cut(self, choice: int, amount: int) -> None:
+        self.pair.cut(choice % 7, amount % 7)
+
+    def lose(self, choice: int, amount: int) -> None:
+        self.pair.lose(self._end(choice))
+
+    def notice(self, choice: int, amount: int) -> None:
+        self.pair.notice(self._end(choice))
+
+    def dial(self, choice: int, amount: int) -> None:
+        if len(self.pair.links) < MAX_LINKS:
+            self.pair.dial()
 
     def pass_time(self, choice: int, amount: int) -> None:
         self.pair.sleep(amount % 1000 / 2000)
         for end in self._ends:
-            if self.pair.now >= end.session.next_timer():
-                end.session.handle_timer(self.pair.now)
+            if end.session.detached or self.pair.now < end.session.next_timer():
+                continue
+            if not end.session.handle_timer(self.pair.now):
+                self.pair.lose(end)
 
     # What must hold
 
@@ -192,6 +218,7 @@ class Simulation:
         self.steps += 1
         for is_agent, end in ((True, self.pair.agent), (False, self.pair.server)):
             assert end.broke is None and not end.failures, (end.broke, end.failures)
+            self._check_replay(end.session.replay)
             peers = self.pair.peer_of(end).session.streams
             for stream in end.session.streams.values():
                 handler = self.handlers[stream.id, is_agent]
@@ -203,6 +230,14 @@ class Simulation:
                 far = peers.get(stream.id)
                 if far is not None:
                     assert window.limit_offset <= far.receive_window.limit_offset
+
+    def _check_replay(self, replay: Replay) -> None:
+        assert replay.acked_count <= replay.sent_count
+        assert replay.kept_count == replay.sent_count - replay.acked_count
+        assert replay.resend_count <= replay.kept_count
+        # Control frames go out above the mark; there are few in here.
+        assert replay.kept_bytes < replay.max_kept_bytes + 3 * MESSAGE_BYTES
+        assert not replay.is_overfull
 
     def finish(self) -> None:
         """Everybody reads: then all that was written must arrive, and the streams end."""
@@ -216,6 +251,8 @@ class Simulation:
         self._everybody_reads()
         for end in self._ends:
             assert not end.session.streams and not end.session.wants_to_send
+            peer = self.pair.peer_of(end).session
+            assert end.session.replay.sent_count == peer.replay.received_count
         for (stream_id, is_agent), near in self.handlers.items():
             far = self.handlers.get((stream_id, not is_agent))
             if far is None:
@@ -261,6 +298,10 @@ ACTIONS = {
     "pull": 22,
     "deliver": 22,
     "pass_time": 3,
+    "cut": 1.5,
+    "lose": 0.5,
+    "notice": 8,
+    "dial": 8,
 }
 
 
@@ -268,10 +309,16 @@ def drive(seed: int, steps: int) -> Simulation:
     """Run a simulation from a seed; the same seed does the same."""
     rng = random.Random(seed)
     windows = (1, 100, 5_000, 70_000, 262_144)
-    simulation = Simulation(rng.choice(windows[1:]), rng.choice(windows))
+    simulation = Simulation(
+        rng.choice(windows[1:]),
+        rng.choice(windows),
+        rng.choice((ACK_AFTER_BYTES, 2 * ACK_AFTER_BYTES, MAX_KEPT_BYTES)),
+    )
     names = list(ACTIONS)
     # Some lives have few deliveries, some many resets: averages would never meet.
     weights = [weight * rng.choice((0.2, 1, 1, 4)) for weight in ACTIONS.values()]
+    if rng.random() < 0.2:
+        weights[names.index("cut")] = weights[names.index("lose")] = 0
     for name in rng.choices(names, weights, k=steps):
         getattr(simulation, name)(rng.getrandbits(20), rng.getrandbits(20))
         simulation.check()

@@ -35,7 +35,7 @@ from shared.wire.frames import MAX_MESSAGE_BYTES, GoAway
 from shared.wire.hello import SUBPROTOCOL, Hello
 from tests.fakes.session_pair import hello
 
-__all__ = ["Owner", "TunnelPair", "both_loops", "tls_contexts"]
+__all__ = ["Owner", "TunnelPair", "Upgrade", "both_loops", "tls_contexts"]
 
 LOOPBACK = "127.0.0.1"
 
@@ -146,11 +146,13 @@ class Owner:
         self.lost.set()
 
 
-class _Upgrade(asyncio.Protocol):
+class Upgrade(asyncio.Protocol):
     """Either side of the WebSocket handshake; then the connection takes over."""
 
     def __init__(self, pair: "TunnelPair", role: Role) -> None:
         self.pair, self.role = pair, role
+        # Whether the connection has taken over.
+        self.done = asyncio.get_running_loop().create_future()
         self.websocket: ClientProtocol | ServerProtocol
         if role is Role.AGENT:
             self.websocket = ClientProtocol(
@@ -182,7 +184,13 @@ class _Upgrade(asyncio.Protocol):
                 assert isinstance(event, Response) and event.status_code == 101
             assert self.websocket.subprotocol == SUBPROTOCOL
             self.pair.upgraded(self)
+            self.done.set_result(None)
             return
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.done.done() and self.role is Role.AGENT:
+            self.done.set_exception(ConnectionError("lost in the handshake"))
+            self.done.exception()  # the dial may have been given up
 
 
 class TunnelPair:
@@ -197,6 +205,8 @@ class TunnelPair:
         self.upstream = upstream
         # Makes a relay (a context manager with host and port) for the tunnel's own link.
         self._via = via
+        # Where the server listens, and where the agent dials: known after entering.
+        self.server_address = self.dial_address = (LOOPBACK, 0)
         self.relay: Any = None
         self.agent_owner = Owner(lambda: self.upstream)
         self.server_owner = Owner()
@@ -209,18 +219,17 @@ class TunnelPair:
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
-        server_tls, client_tls = tls_contexts()
+        server_tls, _ = tls_contexts()
         listener = await loop.create_server(
-            lambda: _Upgrade(self, Role.SERVER), LOOPBACK, 0, ssl=server_tls
+            lambda: Upgrade(self, Role.SERVER), LOOPBACK, 0, ssl=server_tls
         )
         self._stack.callback(listener.close)
-        address = listener.sockets[0].getsockname()[:2]
+        self.server_address = listener.sockets[0].getsockname()[:2]
+        self.dial_address = self.server_address
         if self._via is not None:
-            self.relay = self._stack.enter_context(self._via(address))
-            address = (self.relay.host, self.relay.port)
-        await loop.create_connection(
-            lambda: _Upgrade(self, Role.AGENT), *address, ssl=client_tls
-        )
+            self.relay = self._stack.enter_context(self._via(self.server_address))
+            self.dial_address = (self.relay.host, self.relay.port)
+        await self.dial()
         async with asyncio.timeout(5):
             await self.agent_owner.ready.wait()
             await self.server_owner.ready.wait()
@@ -228,6 +237,21 @@ class TunnelPair:
         self._stack.callback(entry.close)
         self.entry_port = entry.sockets[0].getsockname()[1]
         return self
+
+    async def dial(self) -> None:
+        """Connect the agent to `dial_address`; returns after its HELLO has left.
+
+        Raises:
+            OSError: If the connection broke before.
+        """
+        transport, upgrade = await asyncio.get_running_loop().create_connection(
+            lambda: Upgrade(self, Role.AGENT), *self.dial_address, ssl=tls_contexts()[1]
+        )
+        try:
+            await upgrade.done
+        except BaseException:
+            transport.abort()
+            raise
 
     async def __aexit__(self, *exc_info: object) -> None:
         try:
@@ -252,7 +276,7 @@ class TunnelPair:
             timer = connection._timer
             assert timer is None or timer.cancelled(), "a timer outlives its connection"
 
-    def upgraded(self, upgrade: _Upgrade) -> None:
+    def upgraded(self, upgrade: Upgrade) -> None:
         is_agent = upgrade.role is Role.AGENT
         owner = self.agent_owner if is_agent else self.server_owner
         connection = TunnelConnection(

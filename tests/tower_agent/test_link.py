@@ -40,7 +40,9 @@ class FakeTunnel:
         self.ended_with: Code | str | None = None
         # Set to keep it alive when it is closed, as a peer that does not read does.
         self.stubborn = False
-        self.session = SimpleNamespace(streams={}, go_away=self._go_away)
+        self.session = SimpleNamespace(
+            streams={}, go_away=self._go_away, detached=False
+        )
 
     def _go_away(self, code: Code, reason: str) -> None:
         self.notices.append(code)
@@ -91,7 +93,7 @@ class World:
     def _connected(self, connection: object, hello: object) -> None:
         self.connected_at.append(self.now)
 
-    async def _dial(self) -> FakeTunnel:
+    async def _dial(self, resume: object) -> FakeTunnel:
         self.dialled_at.append(self.now)
         self.running += 1
         self.most_running = max(self.most_running, self.running)

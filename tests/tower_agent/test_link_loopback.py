@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from shared.errors import Code
+from shared.mux.session import Session
 from shared.mux.stream import Stream
 from shared.tunnel.connection import TunnelConnection
 from shared.tunnel.tasks import TaskSet
@@ -47,8 +48,8 @@ class AgentEnd:
         )
         self.dialer: Dialer
 
-    async def _dial(self) -> TunnelConnection:
-        return await self.dialer.dial()
+    async def _dial(self, resume: Session | None) -> TunnelConnection:
+        return await self.dialer.dial(resume)
 
     def _connected(self, connection: TunnelConnection, hello: Hello) -> None:
         self.connected_at.append(time.monotonic())
@@ -81,9 +82,9 @@ class Site:
 
 
 @asynccontextmanager
-async def connected_site() -> AsyncIterator[Site]:
+async def connected_site(resume_seconds: float = 0.0) -> AsyncIterator[Site]:
     with FaultyRelay(("127.0.0.1", 1)) as relay:
-        async with HostSide() as host:
+        async with HostSide(resume_seconds=resume_seconds) as host:
             relay.target = ("127.0.0.1", host.port)
             agent = AgentEnd()
             joined = dataclasses.replace(await host.join(), server_port=relay.port)

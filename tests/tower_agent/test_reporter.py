@@ -120,7 +120,7 @@ async def reporting(
         running = asyncio.ensure_future(reporter.run())
         try:
             if connected:
-                reporter.connected(pair.agent)
+                reporter.connected(pair.agent, resumed=False)
             yield pair, reporter
         finally:
             running.cancel()
@@ -199,7 +199,7 @@ async def test_a_report_from_before_the_tunnel_is_sent_when_it_is_there() -> Non
     async with reporting(server, member, connected=False) as (pair, reporter):
         await until(lambda: member.asked > 2)
         assert not server.streams
-        reporter.connected(pair.agent)
+        reporter.connected(pair.agent, resumed=False)
         await until(lambda: server.report.apiserver_version == "v1.34.1")
 
 
@@ -252,7 +252,7 @@ async def test_a_second_tunnel_gets_a_stream_and_reports_of_its_own() -> None:
         await until(lambda: first.report.apiserver_version)
         async with TunnelPair() as pair:
             pair.server_owner.on_stream = second.open
-            reporter.connected(pair.agent)
+            reporter.connected(pair.agent, resumed=False)
             await until(lambda: second.report.apiserver_version)
             # The older stream breaks: it is not opened again, there or here.
             first.streams[-1].reset(Code.INTERNAL, "a bug")
@@ -272,7 +272,7 @@ async def test_a_tunnel_that_is_lost_is_not_asked_for_streams() -> None:
         member.answer = version("v1.35.0")
         await until(lambda: member.asked > asked + 3)
         assert reporter._end is None and reporter._reopening is None
-        reporter.connected(pair.agent)  # as late as that
+        reporter.connected(pair.agent, resumed=False)  # as late as that
         assert reporter._end is None
         await pair.server_owner.lost.wait()
 
@@ -281,7 +281,7 @@ async def test_a_tunnel_that_is_lost_is_not_asked_for_streams() -> None:
 async def test_losing_the_tunnel_in_the_handshake_is_no_trouble() -> None:
     server, member = Server(), Member()
     async with reporting(server, member, connected=False) as (pair, reporter):
-        reporter.connected(pair.agent)
+        reporter.connected(pair.agent, resumed=False)
         pair.agent.abort("the test cuts it")
         await pair.agent_owner.lost.wait()
         await pair.server_owner.lost.wait()

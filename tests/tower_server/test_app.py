@@ -158,7 +158,7 @@ async def test_a_member_goes_all_the_way_from_token_to_removal() -> None:
             owner = Owner()
             tunnel = await connect(credentials, owner)
             reporter = Reporter(credentials, version)
-            reporter.connected(tunnel)
+            reporter.connected(tunnel, resumed=False)
             asking = asyncio.get_running_loop().create_task(reporter.run())
             # Its control stream is not a user's.
             await server.until_status(

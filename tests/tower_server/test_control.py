@@ -20,6 +20,7 @@ from certs.contexts import inner_client, inner_server
 from certs.keys import certificate_request, new_key, private_pem
 from certs.names import ClusterName
 from shared.errors import Code
+from shared.wire.hello import Hello
 from tests.fakes.streams import FakeStream
 from tower_server.control import (
     MAX_LINE_BYTES,
@@ -39,7 +40,11 @@ def session(cluster: str = "alpha", serial: int = 1) -> LiveSession:
         public_key_pin="",
         not_after=datetime.max.replace(tzinfo=UTC),
     )
-    return LiveSession(identity, None, "agent/1")  # type: ignore[arg-type]
+    return LiveSession(
+        identity,
+        None,  # type: ignore[arg-type]
+        Hello(session_id="", window_bytes=1, software="agent/1"),
+    )
 
 
 def line(**fields: object) -> bytes:

@@ -372,7 +372,7 @@ async def test_a_failed_hand_over_leaves_no_stream_and_no_place() -> None:
 async def test_a_tunnel_without_room_for_a_stream_closes_the_client() -> None:
     async with HostSide() as host:
         await host.connected_agent()
-        with mock.patch("shared.mux.session.MAX_STREAMS", 0):
+        with mock.patch("shared.mux.table.MAX_STREAMS", 0):
             assert await rest_of(await connect(host, HELLO)) == b""
         assert host.door.counts["no_stream"] == 1
         assert not host.door._places.by_source

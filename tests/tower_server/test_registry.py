@@ -15,6 +15,7 @@ import pytest
 from certs.assertion import AgentIdentity
 from certs.names import ClusterName
 from shared.errors import Code
+from shared.wire.hello import Hello
 from tests.fakes.host_side import until
 from tower_server import registry as module
 from tower_server.registry import (
@@ -65,7 +66,11 @@ def session(name: str = "alpha", *targets: str, serial: int = 1) -> LiveSession:
         public_key_pin="sha256:00",
         not_after=datetime.max.replace(tzinfo=UTC),
     )
-    return LiveSession(identity, FakeConnection(list(targets)), "agent/1")  # type: ignore[arg-type]
+    return LiveSession(
+        identity,
+        FakeConnection(list(targets)),  # type: ignore[arg-type]
+        Hello(session_id="", window_bytes=1, software="agent/1"),
+    )
 
 
 def connection_of(live: LiveSession) -> FakeConnection:

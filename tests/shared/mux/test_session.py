@@ -8,6 +8,7 @@ import pytest
 
 from shared.errors import Code, InvalidState, StreamReset
 from shared.mux import session as session_module
+from shared.mux import table as table_module
 from shared.mux.session import MESSAGE_BYTES, Role, Session
 from shared.mux.stream import QUEUE_HIGH_BYTES, State
 from shared.mux.windows import INITIAL_WINDOW_BYTES
@@ -124,7 +125,7 @@ def test_a_target_that_cannot_be_sent_is_refused_at_once() -> None:
 def test_too_many_streams_are_refused_on_both_sides(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(session_module, "MAX_STREAMS", 3)
+    monkeypatch.setattr(table_module, "MAX_STREAMS", 3)
     pair = SessionPair()
     pair.agent.session.open_stream("control")  # the other direction has its own limit
     for _ in range(3):
@@ -132,10 +133,10 @@ def test_too_many_streams_are_refused_on_both_sides(
     with pytest.raises(StreamReset, match="limit"):
         pair.server.open()
     pair.settle()
-    monkeypatch.setattr(session_module, "MAX_STREAMS", 4)
+    monkeypatch.setattr(table_module, "MAX_STREAMS", 4)
     near = pair.server.open()
     pair.pull(pair.server)
-    monkeypatch.setattr(session_module, "MAX_STREAMS", 3)
+    monkeypatch.setattr(table_module, "MAX_STREAMS", 3)
     pair.settle()
     (end,) = near.ends
     assert end is not None and end.code is Code.LIMIT
@@ -393,7 +394,7 @@ def test_only_the_newest_ping_is_answered_when_nobody_reads() -> None:
     for number in range(1000):
         pair.feed(pair.server, frames.encode_ping(number))
     message = pair.server.session.data_to_send(pair.now)
-    assert message == frames.encode_pong(999)
+    assert message == frames.encode_ack(1000) + frames.encode_pong(999)
 
 
 def test_a_peer_that_asks_without_reading_answers_is_cut_off(
@@ -423,7 +424,7 @@ def test_the_session_keeps_nothing_of_ten_thousand_finished_streams() -> None:
     pair.settle()
     for end in (pair.agent, pair.server):
         assert not end.session.streams and not end.session.wants_to_send
-        assert end.session._peer_streams == 0
+        assert end.session._table.peer_count == 0
 
 
 def test_the_role_alone_tells_the_two_ends_apart() -> None:

@@ -1,7 +1,9 @@
 """Two cores over a fake link under random schedules: no byte lost, doubled, moved or stuck.
 
 Covered: every byte in order and exactly once, no delivery to another stream, windows never
-overrun, no stall once readers read, bounded queues, both ends agree how a stream ended.
+overrun, no stall once readers read, bounded queues and kept messages, both ends agree how a
+stream ended. Connections are cut at any message, with what is under way lost or late; either
+end may take a good one for dead; dials overtake each other.
 
 The seeded runs are the bulk (3 * 10^5 steps in every run, more by TOWER_SIMULATION_STEPS); a
 failing seed is named and replays. Hypothesis looks for short, nasty schedules.
@@ -14,6 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from shared.mux.replay import ACK_AFTER_BYTES, MAX_KEPT_BYTES
 from tests.fakes.session_simulation import Simulation, drive
 
 STEPS_A_SEED = 1_000
@@ -41,11 +44,12 @@ class Schedule(RuleBasedStateMachine):
     simulation: Simulation
 
     @initialize(
+        kept=st.sampled_from([ACK_AFTER_BYTES, MAX_KEPT_BYTES]),
         agent=st.sampled_from([1, 7, 1000, 262_144]),
         server=st.sampled_from([1, 7, 1000, 262_144]),
     )
-    def begin(self, agent: int, server: int) -> None:
-        self.simulation = Simulation(agent, server)
+    def begin(self, kept: int, agent: int, server: int) -> None:
+        self.simulation = Simulation(agent, server, kept)
 
     @rule(choice=numbers, amount=numbers)
     def open(self, choice: int, amount: int) -> None:
@@ -86,6 +90,22 @@ class Schedule(RuleBasedStateMachine):
     @rule(amount=numbers)
     def pass_time(self, amount: int) -> None:
         self.simulation.pass_time(0, amount)
+
+    @rule(to_agent=st.integers(0, 5), to_server=st.integers(0, 5))
+    def cut(self, to_agent: int, to_server: int) -> None:
+        self.simulation.cut(to_agent, to_server)
+
+    @rule(choice=numbers)
+    def lose(self, choice: int) -> None:
+        self.simulation.lose(choice, 0)
+
+    @rule(choice=numbers)
+    def notice(self, choice: int) -> None:
+        self.simulation.notice(choice, 0)
+
+    @rule()
+    def dial(self) -> None:
+        self.simulation.dial(0, 0)
 
     @invariant()
     def check(self) -> None:

@@ -247,7 +247,7 @@ async def test_a_peer_that_never_says_hello_is_cut_off() -> None:
             0.1,
         )
         try:
-            pair.server.session.peer = None  # as if none had come
+            pair.server._greeted = False  # as if none had come
             pair.server._arm_timer()
             async with asyncio.timeout(2):
                 await pair.server_owner.lost.wait()
@@ -262,13 +262,13 @@ async def test_broken_frames_end_the_connection_with_the_reason() -> None:
         far = record(pair)
         near = open_recorded(pair.server)
         await until(lambda: far)
-        pair.agent._websocket.send_binary(frame(10, 0, b"?"))
+        pair.agent._websocket.send_binary(frame(11, 0, b"?"))
         pair.agent._write_websocket()
         await both_lost(pair)
         assert pair.server_owner.lost_reasons == [
-            "protocol error: unknown frame type 10"
+            "protocol error: unknown frame type 11"
         ]
-        assert pair.agent_owner.lost_reasons == ["unknown frame type 10"]
+        assert pair.agent_owner.lost_reasons == ["unknown frame type 11"]
         assert [end and end.code for end in near.ends] == [Code.PROTOCOL]
         assert pair.agent._websocket.close_rcvd.code == CloseCode.PROTOCOL_ERROR
 

@@ -16,8 +16,10 @@ from shared.wire.hello import (
     VERSIONS,
     Hello,
     parse_hello,
+    read_hello,
     subprotocol,
 )
+from tests.fakes.frame_factory import StreamFrames, frame, hello_frame
 
 ID = "0123456789abcdef0123456789abcdef"
 GOOD = {"session_id": ID, "window_bytes": 262144}
@@ -32,15 +34,20 @@ def encoded(**changes: object) -> bytes:
     st.integers(1, 2**32 - 1),
     st.text(st.characters(categories=["L", "N"]), max_size=128),
     st.booleans(),
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 2**32 - 1),
 )
 def test_hello_comes_back_as_it_was(
-    session: int, window: int, software: str, resume: bool
+    session: int, window: int, software: str, resume: bool, received: int, seconds: int
 ) -> None:
     hello = Hello(
         session_id=f"{session:032x}",
         window_bytes=window,
         software=software,
         resume=resume,
+        received=received,
+        resume_seconds=seconds,
+        place=software,
     )
     assert parse_hello(hello.encode()) == hello
 
@@ -77,11 +84,40 @@ def test_missing_optional_fields_have_defaults_and_unknown_ones_are_skipped() ->
         encoded(software=1),
         encoded(resume=1),
         encoded(resume=None),
+        encoded(received=-1),
+        encoded(received=2**64),
+        encoded(received=True),
+        encoded(received="1"),
+        encoded(resume_seconds=-1),
+        encoded(resume_seconds=2**32),
+        encoded(resume_seconds=1.5),
+        encoded(place=7),
+        encoded(place=None),
     ],
 )
 def test_a_hello_of_the_wrong_shape_is_the_peers_fault(payload: bytes) -> None:
     with pytest.raises(PeerProtocolError):
         parse_hello(payload)
+
+
+def test_hello_stands_alone_in_its_message() -> None:
+    assert read_hello(hello_frame()).session_id == ID
+    assert read_hello(frame(64, 0, b"hint") + hello_frame()).session_id == ID
+    for message in (
+        b"",
+        frame(64, 0),
+        hello_frame() + hello_frame(),
+        hello_frame() + StreamFrames(2).open(),
+        StreamFrames(2).open() + hello_frame(),
+        frame(0, 2, hello_frame()[9:]),
+        frame(6, 0, bytes(8)),
+    ):
+        with pytest.raises(PeerProtocolError):
+            read_hello(message)
+
+
+def test_the_place_is_clipped_and_safe_to_print() -> None:
+    assert parse_hello(encoded(place="a\n" + "x" * 200)).place == "a\ufffd" + "x" * 126
 
 
 def test_the_software_name_is_clipped_and_safe_to_print() -> None:
@@ -97,7 +133,10 @@ def test_the_software_name_is_clipped_and_safe_to_print() -> None:
         lambda inner: (
             st.lists(inner, max_size=3)
             | st.dictionaries(
-                st.sampled_from([*GOOD, "software", "resume", "x"]), inner
+                st.sampled_from(
+                    [*GOOD, "software", "resume", "received", "place", "x"]
+                ),
+                inner,
             )
         ),
         max_leaves=8,
