@@ -10,8 +10,8 @@ How the parts talk, from the outside in:
     front_door       one port; by the first bytes a connection goes to a member's agent (sealed),
                      or to our own_https: tunnels to the listener, the rest to endpoints;
                      client_hello reads those bytes, half_open counts strangers (both pure)
-    listener         takes tunnels, and has the registry know which sessions are alive; parking:
-                     sessions that wait for their agent
+    listener         takes tunnels, and has the registry know which sessions are alive; admission:
+                     how many handshakes at a time; parking: sessions that wait for their agent
     control          what an agent reports inside a tunnel; entry: raw TCP ports, for tests
     state_directory  one server at a time; identity: its own key and certificate in there
     endpoints        /join/ca, /join/nonce, /join, /healthz as routes, and nothing else

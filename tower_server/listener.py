@@ -31,6 +31,7 @@ from shared.tunnel.tasks import TaskSet
 from shared.version import VERSION
 from shared.wire.frames import MAX_MESSAGE_BYTES, GoAway, printable
 from shared.wire.hello import VERSIONS, Hello, subprotocol
+from tower_server.admission import Admission
 from tower_server.membership import agent_is_current
 from tower_server.parking import Parking
 from tower_server.registry import CONTROL_TARGET, LiveSession, Registry
@@ -116,6 +117,7 @@ class TunnelListener:
         self._live: dict[TunnelConnection, LiveSession] = {}
         # Connections whose HELLO is not here yet, with who they are.
         self._arriving: dict[TunnelConnection, AgentIdentity] = {}
+        self._admission = Admission(asyncio.get_running_loop().time())
         # Set by drain: nobody is let in any more.
         self._draining = False
         # Until when refusals with a code were logged enough; there are few codes.
@@ -207,6 +209,14 @@ class TunnelListener:
 
     async def _admit(self, request: Request) -> AgentIdentity:
         _check_versions(request)
+        wait = self._admission.wait_seconds(asyncio.get_running_loop().time())
+        if wait:
+            raise UpgradeRefused(
+                503,
+                "busy",
+                f"Many agents come back at this moment: this one is asked to in {wait} s.",
+                wait,
+            )
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise UpgradeRefused(
