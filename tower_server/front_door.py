@@ -297,8 +297,13 @@ class FrontDoor:
         self.counts["sealed"] += 1
 
     def session_parked(self, session: Session) -> None:
-        """A session waits for its agent: strangers in it do not, they are told at once."""
+        """A session waits for its agent: strangers in it are held no longer than new ones."""
+        loop = asyncio.get_running_loop()
         for stream in [s for s in self._half_open if s.session is session]:
+            loop.call_later(HOLD_SECONDS, self._held_too_long, stream)
+
+    def _held_too_long(self, stream: Stream) -> None:
+        if stream in self._half_open and stream.session.detached:
             self.counts["half_open_lost"] += 1
             _end(stream, Code.SESSION_LOST, "the tunnel was lost")
 

@@ -7,6 +7,7 @@ times are whatever monotonic seconds the caller uses.
 
 __all__ = [
     "ANSWER_SECONDS",
+    "CLOCK_STEP_SECONDS",
     "DEAD_AFTER_SECONDS",
     "PING_AFTER_SECONDS",
     "ROUND_TRIP_EVERY_SECONDS",
@@ -27,6 +28,10 @@ ANSWER_SECONDS = DEAD_AFTER_SECONDS - PING_AFTER_SECONDS
 
 # How old the round-trip time may grow on a link that is never silent.
 ROUND_TRIP_EVERY_SECONDS = 5.0
+
+# Event loops count in steps (uvloop: 1 ms), so that a shorter round trip seems to take no
+# time at all. It took some: nobody should divide by it, or read 0.
+CLOCK_STEP_SECONDS = 0.001
 
 
 class Liveness:
@@ -105,7 +110,7 @@ class Liveness:
         """Take in an answer; one that was not asked for changes nothing."""
         if self._waiting is None or self._waiting[0] != opaque:
             return
-        sample = now - self._waiting[1]
+        sample = max(now - self._waiting[1], CLOCK_STEP_SECONDS)
         self._waiting = None
         self.round_trip_seconds = sample
         best = self.min_round_trip_seconds

@@ -19,6 +19,7 @@ from tests.fakes.tunnel_pair import both_loops
 from tests.tower_agent.test_link_loopback import Site, connected_site
 from tests.tower_server.test_client_hello import openssl_hello
 from tower_agent.dialer import Dialer
+from tower_server.front_door import HOLD_SECONDS
 
 CHUNK_BYTES = 50_000
 
@@ -30,6 +31,7 @@ class Echo:
         self.stream = stream
         self.ends: list[StreamReset | None] = []
         self._paused = False
+        self._has_eof = False
         self._held: list[bytes] = []
 
     def data_received(self, data: bytes | memoryview) -> None:
@@ -41,9 +43,12 @@ class Echo:
             data = self._held.pop(0)
             self.stream.write(data)
             self.stream.taken(len(data))
+        if self._has_eof and not self._held:
+            self.stream.write_eof()
 
     def eof_received(self) -> None:
-        self.stream.write_eof()
+        self._has_eof = True
+        self._pass_on()
 
     def stream_closed(self, error: StreamReset | None) -> None:
         self.ends.append(error)
@@ -259,8 +264,8 @@ async def test_nothing_waits_where_resuming_is_off() -> None:
 
 
 @both_loops
-async def test_strangers_do_not_wait_for_the_agent() -> None:
-    """A caller that nobody has authenticated yet hears at once that the tunnel is lost."""
+async def test_strangers_wait_no_longer_than_new_connections_do() -> None:
+    """A caller that nobody has authenticated yet is held for two seconds, not for a minute."""
     async with connected_site(resume_seconds=60) as site:
         echoing(site)
         reader, writer = await asyncio.open_connection("127.0.0.1", site.host.port)
@@ -268,7 +273,7 @@ async def test_strangers_do_not_wait_for_the_agent() -> None:
         writer.write(hello)
         await until(lambda: site.host.door._half_open)
         site.relay.refuse()
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(HOLD_SECONDS + 1):
             with suppress(ConnectionError):
                 # What the agent has echoed comes, and then the end.
                 assert await reader.read() in (b"", hello)

@@ -8,6 +8,7 @@ import pytest
 
 from shared.mux.liveness import (
     ANSWER_SECONDS,
+    CLOCK_STEP_SECONDS,
     DEAD_AFTER_SECONDS,
     PING_AFTER_SECONDS,
     ROUND_TRIP_EVERY_SECONDS,
@@ -100,3 +101,9 @@ def test_an_answer_that_was_not_asked_for_changes_nothing() -> None:
     question = liveness.ping(2.0)
     liveness.pong(question + 1, 2.1)
     assert liveness.round_trip_seconds is None
+
+
+def test_a_round_trip_below_the_clocks_step_is_not_nothing() -> None:
+    liveness = Liveness(0.0)
+    liveness.pong(liveness.ping(1.0), 1.0)
+    assert liveness.round_trip_seconds == CLOCK_STEP_SECONDS
