@@ -6,6 +6,7 @@
     mux       streams, windows, turns, the session                         (pure)
     tunnel    the asyncio shell: transports on one side, mux on the other; TLS inside a stream
     http      request heads, identity headers, Status errors; the relay to an apiserver
+    metrics   numbers as Prometheus reads them, and those that both ends have
     program   how our programs run and end: event loop, signals, exit status
     settings  values of flags and environment variables
     logs      log lines as text or JSON, without secrets

@@ -19,7 +19,8 @@ How the parts talk:
     dispatch        what a stream of the tunnel is opened to:
     sealed          TLS that ends here, then requests to the apiserver under the caller's name
     raw             an address of the agent's own list
-    reporter        tells the server how the member is; health: tells the kubelet how we are
+    reporter        tells the server how the member is; health: tells the kubelet how we are,
+                    and Prometheus the numbers of metrics
 
 Imports point down only. The server's package is a stranger: what both need is in `shared` or `certs`.
 """

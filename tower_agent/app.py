@@ -14,6 +14,7 @@ import random
 import secrets
 import socket
 import time
+from collections.abc import Iterable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
@@ -22,6 +23,9 @@ from certs.joining import JoinString
 from shared.http.apiserver import ApiServer, BadKubeconfig, from_kubeconfig, in_cluster
 from shared.http.identity import Policy
 from shared.http.upstream import UpstreamPool
+from shared.metrics import Metric
+from shared.mux.counters import Counters
+from shared.mux.readings import read_sessions
 from shared.mux.session import Session
 from shared.program import EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_USAGE, ProgramFailed
 from shared.settings import HostPort, SettingsError
@@ -43,9 +47,10 @@ from tower_agent.health import serve_health
 from tower_agent.link import Link, LinkEnded
 from tower_agent.member import MemberRequest
 from tower_agent.member_client import MemberClient
+from tower_agent.metrics import agent_metrics
 from tower_agent.preflight import MemberFacts, PreflightFailed, check_member
 from tower_agent.raw import RawTargets
-from tower_agent.reporter import Reporter
+from tower_agent.reporter import CONTROL_TARGET, Reporter
 from tower_agent.sealed import SealedFace
 from tower_agent.settings import AgentSettings, JoinSource
 
@@ -88,7 +93,9 @@ async def _serve_health(
     stack: AsyncExitStack, address: HostPort, agent: "_Agent"
 ) -> None:
     try:
-        await stack.enter_async_context(serve_health(address, agent.is_connected))
+        await stack.enter_async_context(
+            serve_health(address, agent.is_connected, agent.metrics)
+        )
     except OSError as error:
         reason = error.strerror or str(error)
         raise ProgramFailed(
@@ -230,6 +237,8 @@ class _Agent:
     ) -> None:
         self._credentials = credentials
         self._tasks = TaskSet("agent")
+        # Of all tunnels, one after the other.
+        self._counters = Counters()
         self._reporter = Reporter(credentials, request)
         self._link = Link(self._dial, self._connected, random.SystemRandom())
         policy = Policy(users=settings.allow_users, groups=settings.allow_groups)
@@ -247,6 +256,15 @@ class _Agent:
 
     def is_connected(self) -> bool:
         return self._link.current is not None
+
+    def metrics(self) -> Iterable[Metric]:
+        sessions = [tunnel.session for tunnel in self._link.tunnels]
+        return agent_metrics(
+            self._credentials.cluster,
+            read_sessions(sessions, self._counters, uncounted_target=CONTROL_TARGET),
+            answers=self._sealed.answers.copy(),
+            client_connections=self._sealed.open_connections,
+        )
 
     async def run(self) -> None:
         try:
@@ -268,6 +286,7 @@ class _Agent:
         return await self._dialer.dial(resume)
 
     def _connected(self, connection: TunnelConnection, hello: Hello) -> None:
+        self._counters.take_over(connection.session)
         address = self._credentials.server_address
         _log.info("connected to %s (%s)", address, hello.software)
         # Whoever read our first line may be gone; that is no reason to lose the tunnel.

@@ -181,7 +181,8 @@ def run(
             envvar="TOWER_AGENT_HEALTH",
             show_default="off",
             rich_help_panel=OBSERVING,
-            help="Serve /healthz (the process works) and /readyz (the tunnel stands) here, for probes.",
+            help="Serve /healthz (the process works) and /readyz (the tunnel stands) here, for probes, "
+            "and /metrics for Prometheus.",
         ),
     ] = None,
     log_level: LogLevelOption = "info",

@@ -2,13 +2,15 @@
 
 /healthz   200 while the process serves
 /readyz    200 while a tunnel is up, else 503 with the reason
+/metrics   numbers for Prometheus
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
 from aiohttp import web
 
+from shared.metrics import CONTENT_TYPE, Metric, MetricsPage
 from shared.settings import HostPort
 
 __all__ = ["serve_health"]
@@ -19,13 +21,22 @@ SHUTDOWN_SECONDS = 1.0
 
 @asynccontextmanager
 async def serve_health(
-    address: HostPort, connected: Callable[[], bool]
+    address: HostPort,
+    connected: Callable[[], bool],
+    read_metrics: Callable[[], Iterable[Metric]],
 ) -> AsyncIterator[None]:
-    """Serve both paths while the context lasts.
+    """Serve the three paths while the context lasts.
 
     Raises:
         OSError: If the address cannot be bound.
     """
+
+    page = MetricsPage(read_metrics)
+
+    async def metrics(_request: web.Request) -> web.Response:
+        return web.Response(
+            body=await page.text(), headers={"Content-Type": CONTENT_TYPE}
+        )
 
     async def healthz(_request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -36,7 +47,13 @@ async def serve_health(
         return web.Response(status=503, text="not ready: no tunnel to the server\n")
 
     application = web.Application()
-    application.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz)])
+    application.add_routes(
+        [
+            web.get("/healthz", healthz),
+            web.get("/readyz", readyz),
+            web.get("/metrics", metrics),
+        ]
+    )
     runner = web.AppRunner(
         application, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS
     )

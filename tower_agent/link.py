@@ -108,6 +108,11 @@ class Link:
         self._is_ended = False
         self._failures = FailureLog()
 
+    @property
+    def tunnels(self) -> list[TunnelConnection]:
+        """All that are up, the current one last."""
+        return sorted(self._tunnels, key=lambda tunnel: tunnel is self.current)
+
     # What the dispatcher hands on
 
     def tunnel_ready(self, connection: TunnelConnection, hello: Hello) -> None:

@@ -20,7 +20,7 @@ from tower_agent.causes import quoted
 from tower_agent.credentials import Credentials
 from tower_agent.member import MemberRequest
 
-__all__ = ["Reporter"]
+__all__ = ["CONTROL_TARGET", "Reporter"]
 
 _log = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from certs.contexts import peer_certificate, sealed_server
 from certs.names import user_identity
 from shared.errors import Code
 from shared.http.identity import Caller, Policy
+from shared.http.relay import AnswerCounts
 from shared.http.service import RequestService
 from shared.http.status import Refusal
 from shared.http.upstream import UpstreamPool
@@ -38,6 +39,15 @@ class SealedFace:
         self._service = RequestService(pool=pool, policy=policy, loop=self._loop)
         self._on_handshake = self._service.accept(self._identify)
         self._gate = HandshakeGate()
+
+    @property
+    def answers(self) -> AnswerCounts:
+        """What requests were answered with so far."""
+        return self._service.answers
+
+    @property
+    def open_connections(self) -> int:
+        return self._service.open_connections
 
     def open(self, stream: Stream) -> None:
         """Give the stream its handler."""

@@ -18,6 +18,7 @@ How the parts talk, from the outside in:
     join, throttle   the steps of a join (proof, rules, certificate, signed answer); guesses are slow
     admin            the admin API: tokens, clusters, kubeconfigs, status; admin_socket: who may open it;
                      admin_orders reads what is asked, admin_documents says what is answered
+    metrics, top     numbers for Prometheus, and for people who watch (`tower top`)
     stores           what outlives the process: tokens and clusters, behind a few domain verbs
     membership       the pure rules that a join must pass (token and member UID)
     tokens           the pure rules of one join token; durations: `8h` and `3m12s`

@@ -1,6 +1,6 @@
 """The admin API: tokens, clusters, kubeconfigs and the server's status, as JSON.
 
-    GET    /admin/v1/status
+    GET    /admin/v1/status            GET    /admin/v1/top           what goes through the tunnels
     GET    /admin/v1/tokens            POST   /admin/v1/tokens        {cluster, ttl_seconds, format,
                                               allow_users, allow_groups, image: of a manifest}
     DELETE /admin/v1/tokens/ID         takes a token back
@@ -12,7 +12,8 @@ An error is `{"error": code, "message": sentence}`; the codes are those of `Erro
 authenticated here: whoever may open the socket (`admin_socket`) is an admin.
 """
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
@@ -23,11 +24,13 @@ from certs.authority import Authority
 from certs.joining import JoinString, new_token, verifier_of
 from certs.names import ClusterName
 from shared.errors import Code
+from shared.mux.readings import TunnelReading
 from shared.settings import HostPort
 from shared.version import VERSION
 from tower_server.admin_documents import (
     cluster_document,
     token_document,
+    traffic_document,
     waiting_clusters,
 )
 from tower_server.admin_orders import (
@@ -71,6 +74,10 @@ class Sessions(Protocol):
         """What is known of a cluster's sessions; None for an unknown cluster."""
         ...
 
+    def readings(self) -> Mapping[str, TunnelReading]:
+        """What goes through the tunnels of every known cluster, by name."""
+        ...
+
     async def cut(self, name: ClusterName, code: Code, reason: str) -> None:
         """End all of a cluster's sessions."""
         ...
@@ -108,6 +115,7 @@ class AdminApi:
         application.add_routes(
             [
                 web.get("/admin/v1/status", self._status),
+                web.get("/admin/v1/top", self._top),
                 web.get("/admin/v1/tokens", self._list_tokens),
                 web.post("/admin/v1/tokens", self._create_token),
                 web.delete("/admin/v1/tokens/{id}", self._revoke_token),
@@ -141,6 +149,20 @@ class AdminApi:
                 "tokens_ready": sum(
                     state_of(t, now) is TokenState.READY for t in tokens
                 ),
+            }
+        )
+
+    async def _top(self, request: web.Request) -> web.Response:
+        # The store is not asked: this comes every second from everybody who looks.
+        clusters = [
+            traffic_document(status, reading)
+            for name, reading in self._sessions.readings().items()
+            if (status := self._sessions.status(ClusterName(name))) is not None
+        ]
+        return web.json_response(
+            {
+                "clock_seconds": round(asyncio.get_running_loop().time(), 6),
+                "clusters": clusters,
             }
         )
 

@@ -2,9 +2,11 @@
 
 What was asked for goes to stdout and nothing else does: hints go to stderr, so that
 `tower token create alpha | ...` and `tower kubeconfig alpha > file` are what they look like.
+Somewhat longer than our files are: half of it is the help of the commands.
 """
 
 import sys
+import time
 from typing import Annotated
 
 import typer
@@ -31,10 +33,12 @@ from tower_server.admin_console import (
     parse_span,
     say,
     stdin_is_terminal,
+    stdout_is_terminal,
     typer_app,
 )
 from tower_server.durations import format_duration
 from tower_server.private_output import write_private_text
+from tower_server.top import REFRESH_SECONDS, busiest_first, watch, with_rates
 
 __all__ = ["cli", "main"]
 
@@ -387,6 +391,45 @@ def status(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
         sys.stdout.write(as_json(answer))
     else:
         tables.print_table(tables.status_details(answer, now()))
+
+
+@cli.command(epilog=EXIT_STATUS)
+def top(
+    context: typer.Context,
+    once: Annotated[
+        bool,
+        typer.Option(
+            "--once", help="Measure for one second, print the table, and end."
+        ),
+    ] = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Watch what goes through the tunnels, busiest clusters first; Ctrl-C ends it.
+
+    IN is what comes from the member, OUT what goes there, in bytes of the tunnel. QUEUE waits to be sent.
+    STALLED streams have data and no credit, because their reader does not take it; STALLS counts how often that was.
+
+    ```
+    tower top
+    tower top -o json | jq '.clusters[] | {name, received_bytes_total}'
+    ```
+
+    With `-o json` it prints one reading: totals, which only grow while the server runs, and `clock_seconds`, the
+    server's clock to divide their differences by.
+    """
+    with admin_api(context) as admin:
+        if output is Output.JSON:
+            sys.stdout.write(as_json(admin.get("top")))
+        elif once:
+            before = admin.get("top")
+            time.sleep(REFRESH_SECONDS)
+            clusters = busiest_first(with_rates(admin.get("top"), before))
+            tables.print_table(tables.traffic_table(clusters))
+        elif not stdout_is_terminal():
+            say("Error: A live table needs a terminal: add --once, or -o json.")
+            raise typer.Exit(EXIT_USAGE)
+        else:
+            watch(lambda: admin.get("top"))
 
 
 def main() -> None:

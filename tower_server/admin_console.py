@@ -36,6 +36,7 @@ __all__ = [
     "parse_span",
     "say",
     "stdin_is_terminal",
+    "stdout_is_terminal",
     "typer_app",
 ]
 
@@ -204,6 +205,11 @@ def say(text: str) -> None:
 def now() -> datetime:
     """The time against which tables and remarks say "3m ago"."""
     return datetime.now(UTC)
+
+
+def stdout_is_terminal() -> bool:
+    """Whether there is a screen to draw on."""
+    return sys.stdout.isatty()
 
 
 def stdin_is_terminal() -> bool:

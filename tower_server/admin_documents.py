@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from certs.names import ClusterName, host_name
+from shared.mux.readings import TunnelReading
 from shared.settings import HostPort
 from tower_server.durations import rfc3339
 from tower_server.kubeconfig import cluster_url
@@ -19,6 +20,7 @@ from tower_server.tokens import TokenState, state_of
 __all__ = [
     "cluster_document",
     "token_document",
+    "traffic_document",
     "waiting_clusters",
 ]
 
@@ -68,6 +70,29 @@ def cluster_document(
         "member_uid": record.member_uid if record else None,
         "url": cluster_url(public_address, name),
         "tls_server_name": host_name(name, zone),
+    }
+
+
+def traffic_document(status: ClusterStatus, reading: TunnelReading) -> dict[str, Any]:
+    """What goes through a cluster's tunnels. What ends in `_total` only grows while the server
+    runs, and begins at 0 with it; sent is what the server has sent."""
+    counted = reading.counters
+    return {
+        "name": status.name,
+        "state": "connected" if status.state == "connected" else "away",
+        "since": _optional(status.since),
+        "sessions": reading.sessions,
+        "rtt_seconds": _rounded(reading.rtt_seconds),
+        "open_streams": reading.open_streams,
+        "stalled_streams": reading.stalled_streams,
+        "queued_bytes": reading.queued_bytes,
+        "unread_bytes": reading.unread_bytes,
+        "sent_bytes_total": counted.sent_bytes,
+        "received_bytes_total": counted.received_bytes,
+        "streams_opened_total": counted.opened_by_server + counted.opened_by_agent,
+        "resets_total": sum(counted.resets_sent.values())
+        + sum(counted.resets_received.values()),
+        "window_stalls_total": counted.window_stalls,
     }
 
 

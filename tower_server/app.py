@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import ssl
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 
@@ -21,6 +22,7 @@ from certs.authority import Authority
 from certs.contexts import inner_server, own_https
 from certs.names import ClusterName
 from shared.errors import Code, StreamReset
+from shared.metrics import Metric
 from shared.mux.stream import Stream
 from shared.program import ProgramFailed
 from shared.settings import HostPort
@@ -36,6 +38,7 @@ from tower_server.front_door import FrontDoor
 from tower_server.identity import ServerIdentity, server_identity
 from tower_server.join import JoinService
 from tower_server.listener import TunnelListener
+from tower_server.metrics import serve_metrics, server_metrics
 from tower_server.own_https import OwnHttps, close_after_answer
 from tower_server.parking import Parking
 from tower_server.registry import LiveSession, Registry
@@ -150,6 +153,7 @@ class _Server:
         public = self._settings.public_address_at(bound.port)
         await self._serve_admin(stack, public)
         await self._open_entries(stack)
+        await self._open_metrics(stack)
         self._tasks.start(self._keep_renewed(), "renewal")
         stack.push_async_callback(self._tasks.close)
         print(f"tower-server ready on {bound}", flush=True)
@@ -178,6 +182,24 @@ class _Server:
             stack.push_async_callback(raw.close)
             at = HostPort(host=host, port=port)
             print(f"tcp entry {at} -> {entry.cluster}/{entry.target}", flush=True)
+
+    async def _open_metrics(self, stack: AsyncExitStack) -> None:
+        address = self._settings.metrics
+        if address is None:
+            return
+        try:
+            at = await stack.enter_async_context(serve_metrics(address, self._metrics))
+        except OSError as error:
+            raise _cannot_listen("--metrics", address, error) from error
+        print(f"metrics at http://{at}/metrics", flush=True)
+
+    def _metrics(self) -> Iterable[Metric]:
+        return server_metrics(
+            self._registry.readings(),
+            # Copies: this is read in a thread.
+            joins=dict(self._join.outcomes),
+            front_door=dict(self._door.counts),
+        )
 
     def _make_web(self) -> asyncio.Protocol:
         server = self._web.server

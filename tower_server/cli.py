@@ -31,7 +31,7 @@ cli = typer.Typer(
 
 ADDRESSES = "Addresses"
 STATE = "State and administration"
-LOGGING = "Logging"
+OBSERVING = "Metrics and logging"
 
 
 def _print_version(wanted: bool) -> None:
@@ -124,6 +124,17 @@ def serve(
             "in the environment separated by blanks.",
         ),
     ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            envvar="TOWER_METRICS",
+            show_default="off",
+            rich_help_panel=OBSERVING,
+            help="Serve /metrics for Prometheus here, by plain HTTP and for everybody who reaches the address: "
+            "best one of this machine, like 127.0.0.1:9643.",
+        ),
+    ] = None,
     resume_time: Annotated[
         str,
         typer.Option(
@@ -138,7 +149,7 @@ def serve(
         typer.Option(
             metavar="LEVEL",
             envvar="TOWER_LOG_LEVEL",
-            rich_help_panel=LOGGING,
+            rich_help_panel=OBSERVING,
             help="debug, info, warning or error.",
         ),
     ] = "info",
@@ -147,7 +158,7 @@ def serve(
         typer.Option(
             metavar="FORMAT",
             envvar="TOWER_LOG_FORMAT",
-            rich_help_panel=LOGGING,
+            rich_help_panel=OBSERVING,
             help="text, or json: one object a line. Logs go to stderr.",
         ),
     ] = "text",
@@ -178,6 +189,7 @@ def serve(
             zone=zone,
             admin_socket=admin_socket,
             tcp_entries=tcp_entry or (),
+            metrics=metrics,
             resume_time=resume_time,
             log_level=log_level,
             log_format=log_format,

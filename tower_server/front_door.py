@@ -239,6 +239,7 @@ class FrontDoor:
         name = verdict.server_name or ""
         if not name.endswith(self._suffix):
             await self._serve_own(accepted)
+            self.counts["own"] += 1
             return True
         cluster = ClusterName(name.removesuffix(self._suffix))
         if not self._registry.knows(cluster):

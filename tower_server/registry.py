@@ -15,6 +15,8 @@ from typing import Literal
 from certs.assertion import AgentIdentity
 from certs.names import ClusterName
 from shared.errors import Code
+from shared.mux.counters import Counters
+from shared.mux.readings import TunnelReading, read_sessions
 from shared.mux.stream import Stream
 from shared.tunnel.connection import TunnelConnection
 from shared.wire.hello import Hello
@@ -126,6 +128,8 @@ class _Cluster:
         self.connected_since: datetime | None = None
         # The newest of all: what it said stays known while the cluster is away.
         self.last: LiveSession | None = None
+        # Of all its sessions, also those that are over.
+        self.counters = Counters()
         self.waiters: set[asyncio.Future[None]] = set()
 
     def newest_usable(self) -> LiveSession | None:
@@ -175,6 +179,7 @@ class Registry:
         if cluster.newest_usable() is None:
             cluster.connected_since = session.connected_at
         cluster.sessions.append(session)
+        cluster.counters.take_over(session.connection.session)
         cluster.last, cluster.away_since = session, None
         while len(cluster.sessions) > MAX_SESSIONS_PER_CLUSTER:
             oldest = cluster.sessions.pop(0)
@@ -291,6 +296,17 @@ class Registry:
             sessions=len(cluster.sessions),
             member_uid=cluster.member_uid,
         )
+
+    def readings(self) -> dict[str, TunnelReading]:
+        """What goes through the tunnels of every known cluster, by name."""
+        return {
+            name: read_sessions(
+                (live.connection.session for live in cluster.sessions),
+                cluster.counters,
+                uncounted_target=CONTROL_TARGET,
+            )
+            for name, cluster in sorted(self._clusters.items())
+        }
 
     def all(self) -> list[ClusterStatus]:
         """The status of every known cluster, by name."""

@@ -60,6 +60,8 @@ class ServeSettings:
     zone: str
     admin_socket: Path
     tcp_entries: tuple[TcpEntry, ...] = ()
+    # Where /metrics is served, plain and for everybody. None: nowhere.
+    metrics: HostPort | None = None
     # How long a session and its streams wait for their agent after a lost connection.
     resume_time: timedelta = DEFAULT_RESUME_TIME
     log: LogSettings = LogSettings()
@@ -77,6 +79,7 @@ def parse_serve_settings(
     zone: str = DEFAULT_ZONE,
     admin_socket: str | Path | None = None,
     tcp_entries: Sequence[str] = (),
+    metrics: str | None = None,
     resume_time: str = "60s",
     log_level: str = "info",
     log_format: str = "text",
@@ -99,6 +102,9 @@ def parse_serve_settings(
         zone=_parse_zone(zone),
         admin_socket=_parse_admin_socket(admin_socket, directory),
         tcp_entries=_parse_tcp_entries(tcp_entries),
+        metrics=parse_host_port(metrics, setting="--metrics", port_zero_allowed=True)
+        if metrics
+        else None,
         resume_time=_parse_resume_time(resume_time),
         log=parse_log_settings(log_level, log_format),
     )

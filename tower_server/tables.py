@@ -22,6 +22,7 @@ __all__ = [
     "print_table",
     "status_details",
     "tokens_table",
+    "traffic_table",
 ]
 
 # Where the output is no terminal (a pipe, a file) nothing is folded or cut off.
@@ -66,6 +67,30 @@ def clusters_table(clusters: Sequence[Document], now: datetime) -> Table:
             if cluster["apiserver_error"]
             else cluster["apiserver_version"],
             str(cluster["open_streams"]),
+        )
+    return table
+
+
+def traffic_table(clusters: Sequence[Document]) -> Table:
+    """One line a cluster: what goes through its tunnels now. Rates that are not known yet are None."""
+    table = _table(
+        *("NAME", "STATE", "RTT", "STREAMS", "IN/s", "OUT/s"),
+        *("QUEUE", "STALLED", "STALLS"),
+    )
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for cluster in clusters:
+        _row(
+            table,
+            cluster["name"],
+            cluster["state"],
+            _milliseconds(cluster["rtt_seconds"]),
+            str(cluster["open_streams"]),
+            _size(cluster["received_bytes_per_second"]),
+            _size(cluster["sent_bytes_per_second"]),
+            _size(cluster["queued_bytes"]),
+            str(cluster["stalled_streams"]),
+            str(cluster["window_stalls_total"]),
         )
     return table
 
@@ -176,6 +201,18 @@ def _moment(moment: str | None, now: datetime) -> str | None:
 
 def _up(moment: str, now: datetime) -> str:
     return format_duration(max(now - datetime.fromisoformat(moment), timedelta(0)))
+
+
+def _size(bytes_: float | None) -> str | None:
+    if bytes_ is None:
+        return None
+    value = float(bytes_)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5 or unit == "GB":
+            digits = 0 if unit == "B" or value >= 99.95 else 1
+            return f"{value:.{digits}f} {unit}"
+        value /= 1000
+    raise AssertionError("unreachable")
 
 
 def _milliseconds(seconds: float | None) -> str | None:

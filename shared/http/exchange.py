@@ -49,6 +49,9 @@ class Client(Protocol):
     def exchange_can_send(self) -> None:
         """The request's bytes are wanted (again)."""
 
+    def exchange_answered(self, status: int) -> None:
+        """The apiserver's answer has come, up to the end of its head; for counting."""
+
     def exchange_upgraded(self) -> None:
         """The 101 has been passed on: from here on the bytes are raw."""
 
@@ -236,6 +239,7 @@ class Exchange:
             self._credential_refused()
             return
         body = response_body(head, outgoing.method)
+        self._client.exchange_answered(head.status)
         request_is_open = outgoing.body is not None and not outgoing.body.is_complete
         if head.closes or request_is_open:
             self._upstream_keeps_alive = False
@@ -314,6 +318,7 @@ class Exchange:
         lines = b"Connection: Upgrade\r\nUpgrade: %b\r\n\r\n" % (
             b"SPDY/3.1" if head.upgrade == b"spdy/3.1" else head.upgrade
         )
+        self._client.exchange_answered(head.status)
         self._client.write(head.status_line + head.lines + lines + rest)
         self._client.exchange_upgraded()
 

@@ -17,8 +17,9 @@ Somewhat longer than our files are: it is one state machine.
 
 import asyncio
 import re
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from typing import Protocol
@@ -34,7 +35,7 @@ from shared.http.translation import Outgoing, Translate
 from shared.http.upstream import UpstreamPool
 from shared.streams import ByteStream
 
-__all__ = ["Limits", "RelayOwner", "RequestRelay"]
+__all__ = ["AnswerCounts", "Limits", "RelayOwner", "RequestRelay"]
 
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 
@@ -56,12 +57,27 @@ class Limits:
     raw_linger_seconds: float = 1.0
 
 
+@dataclass(kw_only=True)
+class AnswerCounts:
+    """How many requests were answered, by status: by the apiserver, and by ourselves (refusals)."""
+
+    by_apiserver: Counter[int] = field(default_factory=Counter)
+    by_agent: Counter[int] = field(default_factory=Counter)
+
+    def copy(self) -> "AnswerCounts":
+        """The counts as they are now, for somebody who reads them later."""
+        return AnswerCounts(
+            by_apiserver=self.by_apiserver.copy(), by_agent=self.by_agent.copy()
+        )
+
+
 class RelayOwner(Protocol):
     """What all relays of one agent share."""
 
     loop: asyncio.AbstractEventLoop
     pool: UpstreamPool
     limits: Limits
+    answers: AnswerCounts
 
     def now(self) -> datetime:
         """The wall clock's time, with its zone."""
@@ -194,6 +210,9 @@ class RequestRelay:
 
     def exchange_can_send(self) -> None:
         self._advance()
+
+    def exchange_answered(self, status: int) -> None:
+        self._owner.answers.by_apiserver[status] += 1
 
     def exchange_upgraded(self) -> None:
         self._state = _State.RAW
@@ -377,6 +396,7 @@ class RequestRelay:
         keeps_alive = refusal.keeps_alive and not self._client_has_ended
         answer = refusal.answer(close=not keeps_alive, without_body=without_body)
         self._stream.write(answer)
+        self._owner.answers.by_agent[refusal.code] += 1
         if keeps_alive:
             self._next_request()
         else:

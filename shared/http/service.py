@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from shared.errors import Code
 from shared.http.identity import Caller, Policy, Review
-from shared.http.relay import Limits, RequestRelay
+from shared.http.relay import AnswerCounts, Limits, RequestRelay
 from shared.http.reviews import ImpersonationReviews
 from shared.http.status import Refusal
 from shared.http.translation import Translator, refuse_all
@@ -43,6 +43,8 @@ class RequestService:
         self.loop = loop
         self.now = now
         self.limits = limits or Limits()
+        # For people who look; relays count into it.
+        self.answers = AnswerCounts()
         self._reviews = ImpersonationReviews(pool, loop=loop)
         # Every relay whose stream is not over.
         self._relays: set[RequestRelay] = set()

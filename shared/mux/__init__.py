@@ -8,6 +8,7 @@
     stream    one stream: its states (a table), its queue
     windows   flow-control arithmetic by absolute offsets
     liveness  signs of life, pings, round-trip times
+    counters  what a session counts; readings: one look at them and at the streams
 
 The shell (`shared.tunnel`) feeds a `Session` and carries out what it says. Owners of
 streams implement `shared.streams.StreamHandler`; a `Stream` is their `ByteStream`.

@@ -11,11 +11,13 @@ Output is pulled: data waits in its stream's queue until the transport has room 
 
 Handlers are called in the middle of all this and may call anything back: write, reset,
 open, close. So state is settled before a handler is told, and looked at again after.
+Somewhat longer than our files are: it is the one place where frames become calls.
 """
 
 from dataclasses import replace
 
 from shared.errors import Code, InvalidState, PeerProtocolError, StreamReset
+from shared.mux.counters import Counters
 from shared.mux.handler import Role, SessionHandler
 from shared.mux.liveness import DEAD_AFTER_SECONDS, Liveness
 from shared.mux.outbox import MESSAGE_BYTES, Outbox
@@ -61,6 +63,8 @@ class Session:
         # The peer's; None until it arrives, and no stream may be opened before.
         self.peer: Hello | None = None
         self.liveness = Liveness(now)
+        # For people who look. The owner may have several sessions count into one.
+        self.counters = Counters()
         self._table = StreamTable(
             role,
             lambda stream: self._outbox.forget(stream),
@@ -98,6 +102,7 @@ class Session:
                 streams are told by `close`.
         """
         self._now = now
+        self.counters.received_bytes += len(message)
         if self.peer is None:
             if not self.closed:
                 self._receive_first(message)
@@ -129,6 +134,7 @@ class Session:
         self.liveness.sent(now)
         if self._hello_due is not None:
             message, self._hello_due = self._hello_due, None
+            self.counters.sent_bytes += len(message)
             return message
         replay = self.replay
         again = replay.next_to_resend()
@@ -142,6 +148,7 @@ class Session:
         )
         if message:  # the peer counts only what it gets
             replay.sent(message)
+            self.counters.sent_bytes += len(message)
         return message
 
     @property
@@ -375,7 +382,9 @@ class Session:
     def _receive_stream_frame(self, type_: int, stream: Stream, payload: bytes) -> None:
         if type_ == FrameType.WINDOW:
             window = frames.parse_window(payload)
-            stream.send_window.update(window.received_offset, window.limit_offset)
+            update = stream.send_window.update
+            if update(window.received_offset, window.limit_offset) and stream.queue:
+                self.counters.window_stalls += 1
             self._outbox.stream_ready(stream)
         elif type_ == FrameType.EOF:
             stream.receive_window.received(frames.parse_offset(payload), 0)

@@ -133,6 +133,7 @@ class Stream:
         self.ready = False
         # ACCEPT was received (of a stream that we opened) or sent (of another).
         self.accepted = False
+        session.counters.stream_opened(stream_id)
 
     def __repr__(self) -> str:
         return f"<Stream {self.id} {self.target} {self.state.name.lower()}>"
@@ -169,6 +170,7 @@ class Stream:
         if self.state is not State.CLOSED:
             self.close()
             self.handler = None
+            self.session.counters.resets_sent[code] += 1
             self.session.stream_reset(self, code, reason)
 
     def taken(self, count: int) -> None:
@@ -240,6 +242,8 @@ class Stream:
 
     def lost(self, error: StreamReset | None) -> None:
         """Close and tell the handler, once."""
+        if error is not None and self.state is not State.CLOSED:
+            self.session.counters.resets_received[error.code] += 1
         self.close()
         handler, self.handler = self.handler, None
         if handler is not None:

@@ -2,9 +2,22 @@
 
 from certs.names import ClusterName
 from shared.errors import Code
+from shared.mux.counters import Counters
+from shared.mux.readings import TunnelReading
 from tower_server.registry import ClusterStatus
 
 __all__ = ["FakeRegistry"]
+
+
+NO_TRAFFIC = TunnelReading(
+    sessions=0,
+    rtt_seconds=None,
+    open_streams=0,
+    stalled_streams=0,
+    queued_bytes=0,
+    unread_bytes=0,
+    counters=Counters(),
+)
 
 
 class FakeRegistry:
@@ -12,6 +25,7 @@ class FakeRegistry:
 
     def __init__(self) -> None:
         self.statuses: dict[str, ClusterStatus] = {}
+        self.traffic: dict[str, TunnelReading] = {}
         # (cluster, code, reason) of each cut, in order.
         self.cuts: list[tuple[str, Code, str]] = []
         self.forgotten: list[str] = []
@@ -28,6 +42,10 @@ class FakeRegistry:
         self.statuses[name] = ClusterStatus(
             name=ClusterName(name), state="away", **{"since": None, **fields}
         )
+
+    def readings(self) -> dict[str, TunnelReading]:
+        """Of each cluster that has a status; `traffic` sets them, else there was none."""
+        return {name: self.traffic.get(name, NO_TRAFFIC) for name in self.statuses}
 
     def status(self, name: ClusterName) -> ClusterStatus | None:
         return self.statuses.get(name)

@@ -14,6 +14,8 @@ from cryptography import x509
 from certs.joining import JoinString, verifier_of
 from certs.names import ClusterName, user_identity
 from shared.errors import Code
+from shared.mux.counters import Counters
+from shared.mux.readings import TunnelReading
 from tests.fakes.admin_server import ZONE, AdminServer
 from tower_server.admin_client import AdminClient, CommandFailed
 from tower_server.admin_orders import MAX_BODY_BYTES
@@ -73,6 +75,50 @@ def raw_request(
         return response.status, json.loads(response.read())
     finally:
         connection.close()
+
+
+# What goes through
+
+
+def test_top_has_every_known_cluster_with_its_totals(
+    server: AdminServer, admin: AdminClient
+) -> None:
+    counters = Counters()
+    counters.sent_bytes, counters.received_bytes = 10, 20
+    counters.opened_by_server, counters.opened_by_agent = 3, 1
+    counters.resets_sent[Code.TIMEOUT] += 2
+    counters.resets_received[Code.OK] += 1
+    server.registry.connected("alpha")
+    server.registry.away("beta")
+    server.registry.traffic["alpha"] = TunnelReading(
+        sessions=1,
+        rtt_seconds=0.0123456789,
+        open_streams=2,
+        stalled_streams=1,
+        queued_bytes=30,
+        unread_bytes=40,
+        counters=counters,
+    )
+    first, second = admin.get("top"), admin.get("top")
+    assert first["clock_seconds"] < second["clock_seconds"]
+    alpha, beta = first["clusters"]
+    assert alpha == {
+        "name": "alpha",
+        "state": "connected",
+        "since": None,
+        "sessions": 1,
+        "rtt_seconds": 0.012346,
+        "open_streams": 2,
+        "stalled_streams": 1,
+        "queued_bytes": 30,
+        "unread_bytes": 40,
+        "sent_bytes_total": 10,
+        "received_bytes_total": 20,
+        "streams_opened_total": 4,
+        "resets_total": 3,
+        "window_stalls_total": 0,
+    }
+    assert (beta["name"], beta["state"], beta["sessions"]) == ("beta", "away", 0)
 
 
 # Tokens

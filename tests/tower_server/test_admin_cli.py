@@ -436,6 +436,43 @@ def test_something_else_on_the_socket_is_not_taken_for_a_server(tmp_path: Path) 
     assert "not a Tower server" in error
 
 
+# What goes through
+
+
+def test_top_once_prints_one_table_with_rates(
+    server: AdminServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.registry.connected("alpha")
+    server.registry.away("beta")
+    monkeypatch.setattr(admin_cli, "REFRESH_SECONDS", 0.01)
+    lines = done(tower(server, "top", "--once")).splitlines()
+    assert [line.split() for line in lines] == [
+        "NAME STATE RTT STREAMS IN/s OUT/s QUEUE STALLED STALLS".split(),
+        "alpha connected - 0 0 B 0 B 0 B 0 0".split(),
+        "beta away - 0 0 B 0 B 0 B 0 0".split(),
+    ]
+
+
+def test_top_as_json_is_one_reading(server: AdminServer) -> None:
+    server.registry.connected("alpha")
+    answer = json.loads(done(tower(server, "top", "-o", "json")))
+    assert answer["clusters"][0]["received_bytes_total"] == 0
+
+
+def test_a_live_table_needs_a_terminal(server: AdminServer) -> None:
+    assert "--once" in failed(tower(server, "top"), 2)
+
+
+def test_on_a_terminal_the_table_is_live(
+    server: AdminServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(admin_cli, "stdout_is_terminal", lambda: True)
+    monkeypatch.setattr(admin_cli, "watch", lambda read: seen.append(read()))
+    done(tower(server, "top"))
+    assert [set(answer) for answer in seen] == [{"clock_seconds", "clusters"}]
+
+
 # The command line itself
 
 
@@ -449,6 +486,7 @@ def test_every_command_teaches_by_example() -> None:
         ["cluster", "remove"],
         ["kubeconfig"],
         ["status"],
+        ["top"],
     ]
     for command in commands:
         text = done(CliRunner().invoke(admin_cli.cli, [*command, "--help"]))

@@ -52,7 +52,12 @@ def ready_line(process: subprocess.Popen[str]) -> str:
 
 def test_help_groups_the_options_and_names_their_variables() -> None:
     text = CliRunner().invoke(cli, ["serve", "--help"]).stdout
-    for part in ("Addresses", "State and administration", "Logging", "TOWER_LISTEN"):
+    for part in (
+        "Addresses",
+        "State and administration",
+        "Metrics and logging",
+        "TOWER_LISTEN",
+    ):
         assert part in text
     assert "tower-server ready on HOST:PORT" in text
 

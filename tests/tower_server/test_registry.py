@@ -15,8 +15,10 @@ import pytest
 from certs.assertion import AgentIdentity
 from certs.names import ClusterName
 from shared.errors import Code
+from shared.mux.counters import Counters
 from shared.wire.hello import Hello
 from tests.fakes.host_side import until
+from tests.fakes.session_pair import SessionPair
 from tower_server import registry as module
 from tower_server.registry import (
     MAX_SESSIONS_PER_CLUSTER,
@@ -28,6 +30,35 @@ from tower_server.registry import (
 ALPHA = ClusterName("alpha")
 
 
+def sessions_of(pair: SessionPair) -> LiveSession:
+    """A live session over a real core."""
+    live = session()
+    live.connection.session = pair.server.session
+    return live
+
+
+def test_totals_of_a_cluster_outlive_its_sessions() -> None:
+    registry = known("alpha", "beta")
+    received = 0
+    for _ in range(2):
+        pair = SessionPair()
+        live = sessions_of(pair)
+        registry.add(live)
+        pair.server.open()
+        pair.agent.open("control")
+        pair.settle()
+        reading = registry.readings()["alpha"]
+        assert (reading.sessions, reading.open_streams) == (1, 1)
+        registry.remove(live)
+        received += pair.agent.session.counters.sent_bytes
+    reading = registry.readings()["alpha"]
+    assert (reading.sessions, reading.open_streams) == (0, 0)
+    assert reading.counters.opened_by_server == 2
+    assert reading.counters.received_bytes == received > 0
+    assert registry.readings()["beta"].counters.received_bytes == 0
+    assert list(registry.readings()) == ["alpha", "beta"]
+
+
 class FakeConnection:
     """As much of a TunnelConnection as the registry looks at."""
 
@@ -37,6 +68,7 @@ class FakeConnection:
         streams = {n: SimpleNamespace(target=t) for n, t in enumerate(targets)}
         liveness = SimpleNamespace(round_trip_seconds=0.025)
         self.session = SimpleNamespace(streams=streams, liveness=liveness)
+        self.session.counters = Counters()
 
     def close(self, code: Code, reason: str) -> None:
         self.usable = False

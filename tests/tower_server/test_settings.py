@@ -80,6 +80,17 @@ def test_what_cannot_be_used_is_refused_in_one_sentence(
         parse_serve_settings(**(arguments | changes))  # type: ignore[arg-type]
 
 
+def test_metrics_are_off_unless_an_address_is_given() -> None:
+    def metrics(text: str | None) -> HostPort | None:
+        settings = parse_serve_settings(state_dir="/s", listen=LOOPBACK, metrics=text)
+        return settings.metrics
+
+    assert metrics(None) is metrics("") is None
+    assert metrics("127.0.0.1:0") == HostPort(host="127.0.0.1", port=0)
+    with pytest.raises(SettingsError, match="--metrics"):
+        metrics("9643")
+
+
 def test_a_tcp_entry_is_read_and_written_as_the_ready_line_says() -> None:
     entry = parse_tcp_entry("[::1]:0=alpha/web")
     assert str(entry) == "[::1]:0 -> alpha/web"

@@ -20,6 +20,7 @@ class Client:
         self.writing_is_paused = False
         self.output = b""
         self.events: list[object] = []
+        self.statuses: list[int] = []
         self.changed = asyncio.Event()
 
     def write(self, data: bytes) -> None:
@@ -32,6 +33,9 @@ class Client:
 
     def exchange_can_send(self) -> None:
         self._happened("can send")
+
+    def exchange_answered(self, status: int) -> None:
+        self.statuses.append(status)
 
     def exchange_upgraded(self) -> None:
         self._happened("upgraded")
@@ -104,6 +108,7 @@ async def test_the_connection_goes_back_only_after_a_whole_answer() -> None:
         await client.until(lambda: ("done", True) in client.events)
         assert pool.idle_connections == 1
         assert client.events == ["can send", ("done", True)]
+        assert client.statuses == [200]
 
 
 async def test_an_abort_before_the_connection_is_there_is_silent() -> None:
@@ -134,6 +139,8 @@ async def test_a_stale_connection_is_replaced_once_and_not_twice() -> None:
             Exchange(client, pool, outgoing()).start()
             await client.until(lambda: client.events[-1:] not in ([], ["can send"]))  # noqa: B023
             assert client.events[-1] == expected
+            # One answer, however often it was tried; none, if there was none.
+            assert client.statuses == [200] * (expected[0] == "done")
         assert len(upstream.connections) == 2
 
 

@@ -334,6 +334,42 @@ async def test_an_upgrade_becomes_raw_bytes_in_both_directions() -> None:
         assert bench.pool.idle_connections == 0
 
 
+async def test_answers_are_counted_by_status_and_by_who_gave_them() -> None:
+    async def script(connection: RawConnection) -> None:
+        for answer in (
+            b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+            b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
+        ):
+            await connection.read_head()
+            await connection.send(answer)
+
+    async with relayed(script) as bench:
+        bench.send(GET)
+        await bench.text(b"200 OK\r\nContent-Length: 0\r\n\r\n")
+        bench.send(GET)
+        assert b" 404 " in await bench.answer()
+        bench.send(GET.replace(b"/alpha/", b"/beta/"))
+        assert b" 404 " in await bench.answer()
+        answers = bench.service.answers
+        assert answers.by_apiserver == {200: 1, 404: 1}
+        assert answers.by_agent == {404: 1}
+
+
+async def test_an_upgrade_counts_as_answered() -> None:
+    async def script(connection: RawConnection) -> None:
+        await connection.read_head()
+        await connection.send(
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n"
+            b"Upgrade: SPDY/3.1\r\n\r\nfirst"
+        )
+        await connection.read_to_end()
+
+    async with relayed(script) as bench:
+        bench.send(UPGRADE)
+        await bench.text(b"first")
+        assert bench.service.answers.by_apiserver == {101: 1}
+
+
 async def test_a_refused_upgrade_is_answered_and_its_connection_never_used_again() -> (
     None
 ):

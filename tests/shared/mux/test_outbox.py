@@ -6,6 +6,7 @@ of a long ring; late windows merged.
 
 import time
 
+from shared.mux.counters import Counters
 from shared.mux.outbox import MESSAGE_BYTES, TURN_BYTES, Outbox
 from shared.mux.stream import Stream
 from shared.mux.windows import ReceiveWindow, SendWindow
@@ -18,6 +19,7 @@ class OutboxSession:
 
     def __init__(self) -> None:
         self.wakes = 0
+        self.counters = Counters()
         self.turns: list[int] = []
         self.outbox = Outbox(self._wake, lambda stream: self.turns.append(stream.id))
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import Code, InvalidState, PeerProtocolError, StreamReset
+from shared.mux.counters import Counters
 from shared.mux.stream import (
     QUEUE_HIGH_BYTES,
     QUEUE_HIGH_PIECES,
@@ -25,6 +26,7 @@ class NotingSession:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.counters = Counters()
 
     def stream_ready(self, stream: Stream) -> None:
         self.calls.append("ready")

@@ -1,0 +1,48 @@
+"""README.md explains every metric that the two programs export, and no other."""
+
+import re
+
+from certs.names import ClusterName
+from shared.errors import Code
+from shared.http.relay import AnswerCounts
+from shared.metrics import Metric
+from shared.mux.counters import Counters
+from tests.docs.cli_reference import README
+from tests.fakes.metrics import reading
+from tower_agent.metrics import agent_metrics
+from tower_server.metrics import server_metrics
+
+
+def exported() -> dict[str, set[str]]:
+    """Every metric's name as one queries it, with its labels."""
+    counters = Counters()
+    counters.resets_sent[Code.OK] += 1
+    metrics: list[Metric] = [
+        *server_metrics(
+            {"alpha": reading(counters)}, joins={"joined": 1}, front_door={"own": 1}
+        ),
+        *agent_metrics(
+            ClusterName("alpha"),
+            reading(counters),
+            answers=AnswerCounts(by_agent={403: 1}),  # type: ignore[arg-type]
+            client_connections=0,
+        ),
+    ]
+    return {
+        sample.name: set(sample.labels)
+        for metric in metrics
+        for sample in metric.samples
+        if not sample.name.endswith("_created")
+    }
+
+
+def documented() -> dict[str, set[str]]:
+    """The rows of the table in "Operate": a name, with its labels in braces."""
+    operate = README.read_text().partition("\n## Operate\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(tower_\w+)(?:\{([\w, ]+)\})?` \|", operate, re.MULTILINE)
+    return {name: set(labels.split(", ")) - {""} for name, labels in rows}
+
+
+def test_the_readme_has_each_metric_with_its_labels() -> None:
+    assert len(exported()) > 15
+    assert documented() == exported()

@@ -1,0 +1,72 @@
+"""The server's numbers: by cluster, joins, the front door, and their HTTP port."""
+
+import logging
+import socket
+
+import aiohttp
+import pytest
+
+from shared.metrics import MetricsPage
+from shared.settings import HostPort
+from tests.fakes.metrics import numbers, reading
+from tower_server.metrics import serve_metrics, server_metrics
+
+LOOPBACK = HostPort(host="127.0.0.1", port=0)
+
+
+async def test_clusters_joins_and_connections_are_counted_by_name() -> None:
+    metrics = server_metrics(
+        {"alpha": reading(), "beta": reading(sessions=0, rtt_seconds=None)},
+        joins={"joined": 2, "token_used": 1},
+        front_door={"sealed": 30},
+    )
+    written = numbers((await MetricsPage(lambda: metrics).text()).decode())
+    assert written["tower_cluster_connected", (("cluster", "alpha"),)] == 1
+    assert written["tower_cluster_connected", (("cluster", "beta"),)] == 0
+    assert written["tower_joins_total", (("outcome", "joined"),)] == 2
+    assert written["tower_joins_total", (("outcome", "token_used"),)] == 1
+    sealed = ("tower_front_door_connections_total", (("outcome", "sealed"),))
+    assert written[sealed] == 30
+    build = [labels for name, labels in written if name == "tower_build_info"]
+    assert dict(build[0])["program"] == "tower-server"
+
+
+async def test_metrics_are_served_at_one_path_and_the_port_is_free_behind() -> None:
+    async with (
+        serve_metrics(LOOPBACK, tuple) as at,
+        aiohttp.ClientSession() as session,
+    ):
+        async with session.get(f"http://{at}/metrics") as answer:
+            assert answer.status == 200
+            assert answer.headers["Content-Type"].startswith("text/plain; version=")
+            assert "process_resident_memory_bytes" in await answer.text()
+        async with session.get(f"http://{at}/") as answer:
+            assert answer.status == 404
+        async with session.post(f"http://{at}/metrics") as answer:
+            assert answer.status == 405
+    async with serve_metrics(at, tuple):
+        pass
+
+
+async def test_an_address_that_is_taken_is_an_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = HostPort(host="127.0.0.1", port=taken.getsockname()[1])
+        with pytest.raises(OSError):
+            async with serve_metrics(address, tuple):
+                raise AssertionError("it serves on a port that is taken")
+
+
+class Everywhere(HostPort):
+    """Claims to be open to other machines; in truth a test binds loopback only."""
+
+    is_loopback = False  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(("kind", "warnings"), [(HostPort, 0), (Everywhere, 1)])
+async def test_it_is_said_when_others_may_read_it(
+    kind: type[HostPort], warnings: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "tower_server.metrics")
+    async with serve_metrics(kind(host="127.0.0.1", port=0), tuple):
+        pass
+    assert len(caplog.records) == warnings

@@ -1,0 +1,98 @@
+"""The server's numbers for Prometheus, on a plain HTTP port of their own; off unless asked for.
+
+Nobody is authenticated there, and the names of clusters are to be read: an address of this
+machine's loopback is advisable.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from shared.metrics import (
+    CONTENT_TYPE,
+    Metric,
+    MetricsPage,
+    build_info,
+    counter,
+    gauge,
+    tunnel_metrics,
+)
+from shared.mux.readings import TunnelReading
+from shared.settings import HostPort
+
+__all__ = ["serve_metrics", "server_metrics"]
+
+_log = logging.getLogger(__name__)
+
+# For a scrape that is being answered when the server stops.
+SHUTDOWN_SECONDS = 1.0
+
+
+def server_metrics(
+    readings: Mapping[str, TunnelReading],
+    *,
+    joins: Mapping[str, int],
+    front_door: Mapping[str, int],
+) -> Iterable[Metric]:
+    """All numbers of a server.
+
+    Args:
+        readings: Every known cluster's tunnels; a cluster without sessions is away.
+        joins: How many join requests ended how.
+        front_door: How many connections of the one port came to what.
+    """
+    yield build_info("tower-server")
+    yield gauge(
+        "tower_cluster_connected",
+        "1 while the cluster's agent is connected, 0 while it is away.",
+        ("cluster",),
+        [((name,), reading.sessions > 0) for name, reading in readings.items()],
+    )
+    yield from tunnel_metrics(readings, is_server=True)
+    yield counter(
+        "tower_joins_total",
+        "Join requests, by what became of them.",
+        ("outcome",),
+        [((outcome,), count) for outcome, count in sorted(joins.items())],
+    )
+    yield counter(
+        "tower_front_door_connections_total",
+        "Connections to the server's port, by what became of them.",
+        ("outcome",),
+        [((outcome,), count) for outcome, count in sorted(front_door.items())],
+    )
+
+
+@asynccontextmanager
+async def serve_metrics(
+    address: HostPort, read: Callable[[], Iterable[Metric]]
+) -> AsyncIterator[HostPort]:
+    """Serve /metrics while the context lasts; gives the address with the real port.
+
+    Raises:
+        OSError: If the address cannot be bound.
+    """
+    page = MetricsPage(read)
+
+    async def metrics(_request: web.Request) -> web.Response:
+        return web.Response(
+            body=await page.text(), headers={"Content-Type": CONTENT_TYPE}
+        )
+
+    application = web.Application()
+    application.add_routes([web.get("/metrics", metrics)])
+    runner = web.AppRunner(
+        application, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS
+    )
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, address.host, address.port).start()
+        if not address.is_loopback:
+            _log.warning(
+                "metrics on %s can be read by whoever reaches that address", address
+            )
+        yield HostPort(host=address.host, port=runner.addresses[0][1])
+    finally:
+        await runner.cleanup()
