@@ -20,6 +20,7 @@ from typing import cast
 
 from shared.errors import Code, StreamReset
 from shared.streams import ByteStream
+from shared.tunnel.sockets import set_no_delay
 
 __all__ = ["SocketEnd", "StreamEnd", "relay_pair"]
 
@@ -141,9 +142,7 @@ class SocketEnd(asyncio.Protocol):
         # uvloop's transports are no subclass, only the same.
         transport = cast(asyncio.Transport, transport)
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
-        raw = transport.get_extra_info("socket")
-        if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        set_no_delay(transport)
         self._end.connected(transport)
 
     def data_received(self, data: bytes) -> None:
