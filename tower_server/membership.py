@@ -1,16 +1,19 @@
-"""Who may become which member: the rules of a join over what the store knows. Pure.
+"""Who may become which member: the rules over what the store knows. Pure.
 
-A store calls `decide_join` inside its transaction, so that the decision and what follows from it
-are one step, whichever store it is.
+A member comes by its agent's join (`decide_join`), or by a kubeconfig that the admin gives us for a
+direct connection (`decide_direct`). A store calls these inside its transaction, so that the decision
+and what follows from it are one step, whichever store it is.
 
-The member's UID (that of its kube-system namespace) is reported by the agent. It guards against
-mistakes, such as a manifest applied to the wrong cluster, and not against attackers.
+The member's UID (that of its kube-system namespace) is reported by the agent, or read with the
+kubeconfig. It guards against mistakes, such as a manifest applied to the wrong cluster, and not
+against attackers.
 """
 
 import dataclasses
 from datetime import datetime
 from enum import StrEnum
 
+from certs.keys import PrivateBytes
 from certs.names import ClusterName
 from tower_server.tokens import (
     RESEND_WINDOW,
@@ -22,10 +25,13 @@ from tower_server.tokens import (
 
 __all__ = [
     "ClusterRecord",
+    "DirectMember",
     "JoinRefused",
     "Refusal",
     "TokenUse",
     "agent_is_current",
+    "decide_direct",
+    "decide_direct_update",
     "decide_join",
     "refuse_unusable",
     "wrong_token",
@@ -45,6 +51,7 @@ class Refusal(StrEnum):
     TOKEN_OTHER_CLUSTER = "token_other_cluster"
     NAME_TAKEN = "name_taken"  # another member has this name
     MEMBER_JOINED_ELSEWHERE = "member_joined_elsewhere"  # this member has another name
+    CONNECTED_OTHERWISE = "connected_otherwise"  # by an agent, not directly; or so
 
 
 class JoinRefused(Exception):
@@ -61,15 +68,47 @@ class JoinRefused(Exception):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClusterRecord:
-    """A member as the store keeps it."""
+    """A member as the store keeps it; one with a direct connection has no agent."""
 
     name: ClusterName
     member_uid: str
-    agent_serial: int  # of the one agent certificate that is good
-    agent_key_pin: str  # "sha256:<hex>" of that certificate's key
-    agent_version: str  # as reported at the join
     joined_at: datetime  # of the latest join, so a re-join moves it
-    token_id: TokenId  # the token of that join
+    # All four, or none of them where the connection is direct:
+    agent_serial: int | None = None  # of the one agent certificate that is good
+    agent_key_pin: str | None = None  # "sha256:<hex>" of that certificate's key
+    agent_version: str | None = None  # as reported at the join
+    token_id: TokenId | None = None  # the token of that join
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether we reach it by a kubeconfig, and not through its agent's tunnel."""
+        return self.agent_serial is None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DirectMember:
+    """A member that the server reaches by itself: with a credential of that member's own.
+
+    The one thing in a store that is worth something to who steals it.
+    """
+
+    cluster: ClusterName
+    member_uid: str
+    kubeconfig: PrivateBytes  # of one context
+    allow_users: frozenset[
+        str
+    ]  # as whom the host may act there, as an agent's settings say
+    allow_groups: frozenset[str]
+    is_insecure_allowed: bool  # the apiserver's certificate need not be verified
+    added_at: datetime
+    updated_at: datetime  # of the kubeconfig
+
+    @property
+    def record(self) -> ClusterRecord:
+        """The cluster that it is."""
+        return ClusterRecord(
+            name=self.cluster, member_uid=self.member_uid, joined_at=self.added_at
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,20 +157,91 @@ def decide_join(
     if _is_resend(token, use.key_pin, use.at) and _still_stands(named, use):
         return token.issued_certificate
     refuse_unusable(token, use.at)
-    if named is not None and named.member_uid != use.member_uid:
+    _refuse_other_name_or_member(
+        use.cluster, use.member_uid, named=named, same_uid=same_uid
+    )
+    if named is not None and named.is_direct:
         raise JoinRefused(
-            Refusal.NAME_TAKEN,
-            f"The name {use.cluster!r} is taken by another member (UID {named.member_uid}, this "
-            f"one has {use.member_uid}): choose another name, or free this one with "
-            f"`tower cluster remove {use.cluster}`.",
-        )
-    if same_uid is not None and same_uid.name != use.cluster:
-        raise JoinRefused(
-            Refusal.MEMBER_JOINED_ELSEWHERE,
-            f"This member (UID {use.member_uid}) has already joined as {same_uid.name!r}: use "
-            f"that name, or free the member with `tower cluster remove {same_uid.name}`.",
+            Refusal.CONNECTED_OTHERWISE,
+            f"{use.cluster!r} has a direct connection, by a kubeconfig: end that with "
+            f"`tower cluster remove {use.cluster}`, then create a new token and join.",
         )
     return None
+
+
+def decide_direct(
+    member: DirectMember,
+    *,
+    named: ClusterRecord | None,
+    same_uid: ClusterRecord | None,
+) -> None:
+    """Decide whether a new direct connection may be recorded; the arguments are as above.
+
+    Raises:
+        JoinRefused: With one sentence that says why and what to do.
+    """
+    name = member.cluster
+    _refuse_other_name_or_member(
+        name, member.member_uid, named=named, same_uid=same_uid
+    )
+    if named is None:
+        return
+    if named.is_direct:
+        raise JoinRefused(
+            Refusal.NAME_TAKEN,
+            f"{name!r} is there already, with a direct connection: give it another kubeconfig "
+            f"with `tower cluster set-kubeconfig {name}`.",
+        )
+    raise JoinRefused(
+        Refusal.CONNECTED_OTHERWISE,
+        f"{name!r} is connected through its agent: end that with `tower cluster remove {name}`, "
+        "then add it with the kubeconfig.",
+    )
+
+
+def decide_direct_update(member: DirectMember, *, named: ClusterRecord) -> None:
+    """Decide whether what `named` is reached by may be replaced.
+
+    Raises:
+        JoinRefused: With one sentence that says why and what to do.
+    """
+    name = member.cluster
+    if not named.is_direct:
+        raise JoinRefused(
+            Refusal.CONNECTED_OTHERWISE,
+            f"{name!r} is connected through its agent and needs no kubeconfig: leave it so, or end "
+            f"that with `tower cluster remove {name}` and add it again.",
+        )
+    if named.member_uid != member.member_uid:
+        raise JoinRefused(
+            Refusal.NAME_TAKEN,
+            f"The kubeconfig leads to another cluster than {name!r} (UID {member.member_uid}, not "
+            f"{named.member_uid}): give one of {name!r}, or free the name with "
+            f"`tower cluster remove {name}`.",
+        )
+
+
+def _refuse_other_name_or_member(
+    name: ClusterName,
+    member_uid: str,
+    *,
+    named: ClusterRecord | None,
+    same_uid: ClusterRecord | None,
+) -> None:
+    """A name is one member's, and a member has one name."""
+    if named is not None and named.member_uid != member_uid:
+        raise JoinRefused(
+            Refusal.NAME_TAKEN,
+            f"The name {name!r} is taken by another member (UID {named.member_uid}, this "
+            f"one has {member_uid}): choose another name, or free this one with "
+            f"`tower cluster remove {name}`.",
+        )
+    if same_uid is not None and same_uid.name != name:
+        raise JoinRefused(
+            Refusal.MEMBER_JOINED_ELSEWHERE,
+            f"This member (UID {member_uid}) has already joined as {same_uid.name!r}: use "
+            f"that name, or free the member with `tower cluster remove {same_uid.name}`.",
+        )
 
 
 def refuse_unusable(

@@ -1,6 +1,7 @@
 """The rules of a join as pure decisions; how stores apply them is in stores/test_stores.py.
 
-Covered: each refusal's sentence has its remedy, precedence, and which certificate is current.
+Covered: each refusal's sentence has its remedy, precedence, and which certificate is current; the
+same for direct connections, and that neither kind takes over the other.
 """
 
 import dataclasses
@@ -8,13 +9,17 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from certs.keys import PrivateBytes
 from certs.names import parse_cluster_name
 from tower_server.membership import (
     ClusterRecord,
+    DirectMember,
     JoinRefused,
     Refusal,
     TokenUse,
     agent_is_current,
+    decide_direct,
+    decide_direct_update,
     decide_join,
     refuse_unusable,
 )
@@ -50,6 +55,18 @@ CLUSTER = ClusterRecord(
 )
 USED = dataclasses.replace(
     TOKEN, used_at=NOW, used_by_key_pin="sha256:aa", issued_certificate=b"old"
+)
+
+
+DIRECT = DirectMember(
+    cluster=ALPHA,
+    member_uid="uid-a",
+    kubeconfig=PrivateBytes(b"secret"),
+    allow_users=frozenset({"tower:admin"}),
+    allow_groups=frozenset(),
+    is_insecure_allowed=False,
+    added_at=NOW,
+    updated_at=NOW,
 )
 
 
@@ -149,6 +166,7 @@ def test_a_used_token_passes_the_first_look_only_for_its_own_key() -> None:
         (CLUSTER, 7, "sha256:aa", True),
         (CLUSTER, 8, "sha256:aa", False),
         (CLUSTER, 7, "sha256:bb", False),
+        (DIRECT.record, 7, "sha256:aa", False),
         (None, 7, "sha256:aa", False),
     ],
 )
@@ -156,3 +174,64 @@ def test_only_the_latest_certificate_is_current(
     record: ClusterRecord | None, serial: int, key_pin: str, current: bool
 ) -> None:
     assert agent_is_current(record, serial=serial, key_pin=key_pin) is current
+
+
+def test_a_direct_connection_needs_a_free_name_and_a_free_member() -> None:
+    decide_direct(DIRECT, named=None, same_uid=None)
+    decide_direct_update(DIRECT, named=DIRECT.record)
+
+
+@pytest.mark.parametrize(
+    ("named", "same_uid", "code", "remedy"),
+    [
+        (DIRECT.record, DIRECT.record, Refusal.NAME_TAKEN, "set-kubeconfig alpha"),
+        (CLUSTER, CLUSTER, Refusal.CONNECTED_OTHERWISE, "tower cluster remove alpha"),
+        (
+            dataclasses.replace(CLUSTER, member_uid="uid-b"),
+            None,
+            Refusal.NAME_TAKEN,
+            "tower cluster remove alpha",
+        ),
+        (
+            None,
+            dataclasses.replace(CLUSTER, name=parse_cluster_name("beta")),
+            Refusal.MEMBER_JOINED_ELSEWHERE,
+            "tower cluster remove beta",
+        ),
+    ],
+)
+def test_a_refused_direct_connection_names_its_remedy(
+    named: ClusterRecord | None,
+    same_uid: ClusterRecord | None,
+    code: Refusal,
+    remedy: str,
+) -> None:
+    with pytest.raises(JoinRefused) as caught:
+        decide_direct(DIRECT, named=named, same_uid=same_uid)
+    assert caught.value.code is code
+    assert remedy in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("named", "code", "words"),
+    [
+        (CLUSTER, Refusal.CONNECTED_OTHERWISE, "through its agent"),
+        (
+            dataclasses.replace(DIRECT.record, member_uid="uid-b"),
+            Refusal.NAME_TAKEN,
+            "leads to another cluster",
+        ),
+    ],
+)
+def test_a_refused_update_says_why(
+    named: ClusterRecord, code: Refusal, words: str
+) -> None:
+    with pytest.raises(JoinRefused, match=words) as caught:
+        decide_direct_update(DIRECT, named=named)
+    assert caught.value.code is code
+
+
+def test_a_join_does_not_take_over_a_direct_connection() -> None:
+    with pytest.raises(JoinRefused, match="tower cluster remove alpha") as caught:
+        decide_join(USE, token=TOKEN, named=DIRECT.record, same_uid=DIRECT.record)
+    assert caught.value.code is Refusal.CONNECTED_OTHERWISE

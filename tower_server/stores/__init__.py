@@ -1,5 +1,8 @@
 """What outlives the server's process: join tokens and clusters, behind a few domain verbs.
 
+A cluster with a direct connection brings its kubeconfig along (`DirectMember`), which makes a store
+that has one worth stealing. Everything else in here is worth nothing to a thief.
+
 `Store` is the contract; `memory.MemoryStore` is its reference, `sqlite.SqliteStore` the default, which
 leaves its file and transactions to `sqlite_file`. Both pass the same tests
 (tests/tower_server/stores/test_stores.py). Rules are not in here: a store calls the pure ones of
@@ -13,11 +16,17 @@ from datetime import datetime
 from typing import Protocol
 
 from certs.names import ClusterName
-from tower_server.membership import ClusterRecord, JoinRefused, TokenUse
+from tower_server.membership import (
+    ClusterRecord,
+    DirectMember,
+    JoinRefused,
+    TokenUse,
+)
 from tower_server.tokens import MAX_OUTSTANDING_TOKENS, TokenId, TokenRecord
 
 __all__ = [
     "ClusterRecord",
+    "DirectMember",
     "JoinRefused",
     "Store",
     "StoreUnavailable",
@@ -95,12 +104,39 @@ class Store(Protocol):
         """
         ...
 
+    async def add_direct(self, member: DirectMember) -> None:
+        """Record a cluster that is reached by a kubeconfig.
+
+        Raises:
+            JoinRefused: If a rule of `membership.decide_direct` forbids it.
+        """
+        ...
+
+    async def update_direct(self, member: DirectMember) -> DirectMember | None:
+        """Replace what a direct cluster is reached by; only `added_at` stays as it was.
+
+        Returns:
+            What is kept now; None if there is no cluster of this name.
+
+        Raises:
+            JoinRefused: If a rule of `membership.decide_direct_update` forbids it.
+        """
+        ...
+
+    async def get_direct(self, name: ClusterName) -> DirectMember | None:
+        """Return what a cluster is reached by; None if there is none, or it has an agent."""
+        ...
+
+    async def list_direct(self) -> list[DirectMember]:
+        """Return all clusters with a direct connection by name."""
+        ...
+
     async def get_cluster(self, name: ClusterName) -> ClusterRecord | None:
-        """Return a cluster, or None if none has this name."""
+        """Return a cluster of either kind, or None if none has this name."""
         ...
 
     async def list_clusters(self) -> list[ClusterRecord]:
-        """Return all clusters by name."""
+        """Return all clusters of either kind by name."""
         ...
 
     async def remove_cluster(
@@ -108,9 +144,9 @@ class Store(Protocol):
     ) -> ClusterRecord | None:
         """Forget a cluster and return what it was; None if there is none of this name.
 
-        Its name and its UID become free, its agent's certificate is no longer good, and its
-        outstanding tokens are revoked so that it does not come back by itself. The caller ends
-        its sessions.
+        Its name and its UID become free, its agent's certificate is no longer good, a kubeconfig
+        of it is deleted, and its outstanding tokens are revoked so that it does not come back by
+        itself. The caller ends its sessions.
         """
         ...
 

@@ -7,7 +7,14 @@ import dataclasses
 from datetime import datetime
 
 from certs.names import ClusterName
-from tower_server.membership import ClusterRecord, TokenUse, decide_join
+from tower_server.membership import (
+    ClusterRecord,
+    DirectMember,
+    TokenUse,
+    decide_direct,
+    decide_direct_update,
+    decide_join,
+)
 from tower_server.stores import TokenLimitReached
 from tower_server.tokens import (
     MAX_OUTSTANDING_TOKENS,
@@ -27,7 +34,10 @@ class MemoryStore:
     def __init__(self) -> None:
         # In order of creation, as list_tokens returns them.
         self._tokens: dict[TokenId, TokenRecord] = {}
+        # Of both kinds.
         self._clusters: dict[ClusterName, ClusterRecord] = {}
+        # By what those are reached that are reached directly.
+        self._direct: dict[ClusterName, DirectMember] = {}
 
     async def add_token(self, token: TokenRecord, now: datetime) -> None:
         tokens = list(self._tokens.values())
@@ -63,14 +73,7 @@ class MemoryStore:
             use,
             token=token,
             named=self._clusters.get(use.cluster),
-            same_uid=next(
-                (
-                    cluster
-                    for cluster in self._clusters.values()
-                    if cluster.member_uid == use.member_uid
-                ),
-                None,
-            ),
+            same_uid=self._with_uid(use.member_uid),
         )
         if earlier is not None:
             return earlier
@@ -92,6 +95,30 @@ class MemoryStore:
         )
         return use.certificate
 
+    async def add_direct(self, member: DirectMember) -> None:
+        decide_direct(
+            member,
+            named=self._clusters.get(member.cluster),
+            same_uid=self._with_uid(member.member_uid),
+        )
+        self._direct[member.cluster] = member
+        self._clusters[member.cluster] = member.record
+
+    async def update_direct(self, member: DirectMember) -> DirectMember | None:
+        named = self._clusters.get(member.cluster)
+        if named is None:
+            return None
+        decide_direct_update(member, named=named)
+        updated = dataclasses.replace(member, added_at=named.joined_at)
+        self._direct[member.cluster] = updated
+        return updated
+
+    async def get_direct(self, name: ClusterName) -> DirectMember | None:
+        return self._direct.get(name)
+
+    async def list_direct(self) -> list[DirectMember]:
+        return [self._direct[name] for name in sorted(self._direct)]
+
     async def get_cluster(self, name: ClusterName) -> ClusterRecord | None:
         return self._clusters.get(name)
 
@@ -102,6 +129,7 @@ class MemoryStore:
         self, name: ClusterName, now: datetime
     ) -> ClusterRecord | None:
         removed = self._clusters.pop(name, None)
+        self._direct.pop(name, None)
         if removed is not None:
             for token in list(self._tokens.values()):
                 if token.cluster == name and state_of(token, now) is TokenState.READY:
@@ -110,3 +138,7 @@ class MemoryStore:
 
     async def close(self) -> None:
         pass
+
+    def _with_uid(self, member_uid: str) -> ClusterRecord | None:
+        clusters = self._clusters.values()
+        return next((c for c in clusters if c.member_uid == member_uid), None)

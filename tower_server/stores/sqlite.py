@@ -4,10 +4,13 @@ One connection, used by one thread that the store owns, so a slow disk never hol
 loop. Every verb that writes is one transaction that takes the write lock first: verbs of two
 processes on one file (a replaced server that still drains, say) wait for each other.
 
-Moments are kept as microseconds since 1970 (UTC), serial numbers as text (they have 159 bits).
+Moments are kept as microseconds since 1970 (UTC), serial numbers as text (they have 159 bits), names
+to act as as JSON lists.
 """
 
 import asyncio
+import dataclasses
+import json
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +18,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from certs.keys import PrivateBytes
 from certs.names import ClusterName
-from tower_server.membership import ClusterRecord, TokenUse, decide_join
+from tower_server.membership import (
+    ClusterRecord,
+    DirectMember,
+    TokenUse,
+    decide_direct,
+    decide_direct_update,
+    decide_join,
+)
 from tower_server.stores import TokenLimitReached
 from tower_server.stores.sqlite_file import committed, connect, explained
 from tower_server.tokens import (
@@ -82,6 +93,18 @@ class SqliteStore:
 
     async def use_token(self, use: TokenUse) -> bytes:
         return await self._transaction(_use_token, use)
+
+    async def add_direct(self, member: DirectMember) -> None:
+        await self._transaction(_add_direct, member)
+
+    async def update_direct(self, member: DirectMember) -> DirectMember | None:
+        return await self._transaction(_update_direct, member)
+
+    async def get_direct(self, name: ClusterName) -> DirectMember | None:
+        return await self._query(_get_direct, name)
+
+    async def list_direct(self) -> list[DirectMember]:
+        return await self._query(_list_direct)
 
     async def get_cluster(self, name: ClusterName) -> ClusterRecord | None:
         return await self._query(_get_cluster, "name", name)
@@ -218,20 +241,69 @@ def _use_token(connection: sqlite3.Connection, use: TokenUse) -> bytes:
     return use.certificate
 
 
+def _add_direct(connection: sqlite3.Connection, member: DirectMember) -> None:
+    decide_direct(
+        member,
+        named=_get_cluster(connection, "name", member.cluster),
+        same_uid=_get_cluster(connection, "member_uid", member.member_uid),
+    )
+    _write_direct(connection, member)
+
+
+def _update_direct(
+    connection: sqlite3.Connection, member: DirectMember
+) -> DirectMember | None:
+    named = _get_cluster(connection, "name", member.cluster)
+    if named is None:
+        return None
+    decide_direct_update(member, named=named)
+    updated = dataclasses.replace(member, added_at=named.joined_at)
+    _write_direct(connection, updated)
+    return updated
+
+
+def _write_direct(connection: sqlite3.Connection, member: DirectMember) -> None:
+    connection.execute(
+        "INSERT OR REPLACE INTO direct_members VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            member.cluster,
+            member.member_uid,
+            bytes(member.kubeconfig),
+            json.dumps(sorted(member.allow_users)),
+            json.dumps(sorted(member.allow_groups)),
+            member.is_insecure_allowed,
+            _to_number(member.added_at),
+            _to_number(member.updated_at),
+        ),
+    )
+
+
+def _get_direct(
+    connection: sqlite3.Connection, name: ClusterName
+) -> DirectMember | None:
+    row = connection.execute(
+        "SELECT * FROM direct_members WHERE cluster = ?", (name,)
+    ).fetchone()
+    return _direct(row) if row else None
+
+
+def _list_direct(connection: sqlite3.Connection) -> list[DirectMember]:
+    rows = connection.execute("SELECT * FROM direct_members ORDER BY cluster")
+    return [_direct(row) for row in rows]
+
+
 def _get_cluster(
     connection: sqlite3.Connection, column: str, value: str
 ) -> ClusterRecord | None:
     row = connection.execute(
-        f"SELECT * FROM clusters WHERE {column} = ?", (value,)
+        f"SELECT * FROM members WHERE {column} = ?", (value,)
     ).fetchone()
     return _cluster(row) if row else None
 
 
 def _list_clusters(connection: sqlite3.Connection) -> list[ClusterRecord]:
-    return [
-        _cluster(row)
-        for row in connection.execute("SELECT * FROM clusters ORDER BY name")
-    ]
+    rows = connection.execute("SELECT * FROM members ORDER BY name")
+    return [_cluster(row) for row in rows]
 
 
 def _remove_cluster(
@@ -240,6 +312,7 @@ def _remove_cluster(
     removed = _get_cluster(connection, "name", name)
     if removed is not None:
         connection.execute("DELETE FROM clusters WHERE name = ?", (name,))
+        connection.execute("DELETE FROM direct_members WHERE cluster = ?", (name,))
         connection.execute(
             "UPDATE tokens SET revoked_at = ? WHERE cluster = ? "
             "AND used_at IS NULL AND revoked_at IS NULL AND expires_at > ?",
@@ -270,4 +343,20 @@ def _token(row: sqlite3.Row) -> TokenRecord:
 
 def _cluster(row: sqlite3.Row) -> ClusterRecord:
     fields = _fields(row, "joined_at")
-    return ClusterRecord(**fields | {"agent_serial": int(fields["agent_serial"])})
+    serial = fields["agent_serial"]
+    return ClusterRecord(
+        **fields | {"agent_serial": None if serial is None else int(serial)}
+    )
+
+
+def _direct(row: sqlite3.Row) -> DirectMember:
+    fields = _fields(row, "added_at", "updated_at")
+    return DirectMember(
+        **fields
+        | {
+            "kubeconfig": PrivateBytes(fields["kubeconfig"]),
+            "allow_users": frozenset(json.loads(fields["allow_users"])),
+            "allow_groups": frozenset(json.loads(fields["allow_groups"])),
+            "is_insecure_allowed": bool(fields["is_insecure_allowed"]),
+        }
+    )

@@ -15,13 +15,18 @@ from tower_server.stores import StoreUnavailable
 __all__ = ["SCHEMA_VERSION", "committed", "connect", "explained"]
 
 # 1 (2026-11): tokens, clusters.
-SCHEMA_VERSION = 1
+# 2 (2026-11): direct_members, apart from `clusters`, whose rows all have an agent; the view
+#              `members`, which is both.
+SCHEMA_VERSION = 2
 
 # How long a verb waits for another process that writes: longer than any of our transactions
 # takes, shorter than the 10 s within which a join has to end.
 LOCK_TIMEOUT_SECONDS = 3.0
 
-_SCHEMA = """
+# What leads from each version to the next, the first from an empty file. Each is applied once, in
+# order: a step that is in a release does not change any more.
+_STEPS = (
+    """
 CREATE TABLE tokens (
     id TEXT PRIMARY KEY,
     cluster TEXT NOT NULL,
@@ -42,7 +47,25 @@ CREATE TABLE clusters (
     joined_at INTEGER NOT NULL,
     token_id TEXT NOT NULL
 ) STRICT;
-"""
+""",
+    """
+CREATE TABLE direct_members (
+    cluster TEXT PRIMARY KEY,
+    member_uid TEXT NOT NULL UNIQUE,
+    kubeconfig BLOB NOT NULL,
+    allow_users TEXT NOT NULL,
+    allow_groups TEXT NOT NULL,
+    is_insecure_allowed INTEGER NOT NULL,
+    added_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL
+) STRICT;
+CREATE VIEW members AS
+    SELECT name, member_uid, joined_at, agent_serial, agent_key_pin, agent_version, token_id
+    FROM clusters
+    UNION ALL
+    SELECT cluster, member_uid, added_at, NULL, NULL, NULL, NULL FROM direct_members;
+""",
+)
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -95,6 +118,8 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     # A commit survives a power cut. With less, a token that was used could come back.
     connection.execute("PRAGMA synchronous = FULL")
+    # A kubeconfig that was replaced or removed is overwritten, not only forgotten.
+    connection.execute("PRAGMA secure_delete = ON")
     with committed(connection):
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version > SCHEMA_VERSION:
@@ -102,10 +127,11 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
                 f"the store {path} has schema version {version}, this server knows {SCHEMA_VERSION}",
                 "it was written by a newer Tower: upgrade this server.",
             )
-        if version == 0:
+        for step in _STEPS[version:]:
             # Not executescript: it would commit our transaction before it starts.
-            for statement in _SCHEMA.split(";"):
+            for statement in step.split(";"):
                 connection.execute(statement)
+        if version < SCHEMA_VERSION:
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from certs.keys import PrivateBytes
 from certs.names import parse_cluster_name
-from tower_server.membership import JoinRefused, TokenUse
+from tower_server.membership import DirectMember, JoinRefused, TokenUse
 from tower_server.stores import Store
 from tower_server.stores.memory import MemoryStore
 from tower_server.stores.sqlite import SqliteStore
@@ -63,7 +64,26 @@ def using(token_id: TokenId, cluster: str, uid: str, key: str) -> Step:
     return step
 
 
+def directly(cluster: str, uid: str, *, is_new: bool) -> Step:
+    def step(store: Store, now: datetime, number: int) -> Awaitable[object]:
+        member = DirectMember(
+            cluster=parse_cluster_name(cluster),
+            member_uid=uid,
+            kubeconfig=PrivateBytes(b"kubeconfig %d" % number),
+            allow_users=frozenset({f"user-{number}"}),
+            allow_groups=frozenset(),
+            is_insecure_allowed=number % 2 == 0,
+            added_at=now,
+            updated_at=now,
+        )
+        return store.add_direct(member) if is_new else store.update_direct(member)
+
+    return step
+
+
 steps = st.one_of(
+    st.builds(directly, names, st.sampled_from(["u1", "u2"]), is_new=st.booleans()),
+    st.builds(lambda name: lambda store, now, _: store.get_direct(name), names),
     st.builds(adding, token_ids, names),
     st.builds(
         using,
@@ -102,6 +122,7 @@ async def compare(plan: list[tuple[int, Step]]) -> None:
                 assert await outcome(step(sqlite, now, number)) == expected
             assert await sqlite.list_tokens() == await reference.list_tokens()
             assert await sqlite.list_clusters() == await reference.list_clusters()
+            assert await sqlite.list_direct() == await reference.list_direct()
         finally:
             await sqlite.close()
         assert os.listdir(directory) == ["tower.sqlite"]

@@ -1,11 +1,12 @@
 """What only the SQLite store promises: its file, and what happens when that fails.
 
-Covered: survives a restart, file modes, two processes, disk full, locked, damaged, newer schema;
-after each failure nothing is half-written.
+Covered: survives a restart, file modes, two processes, disk full, locked, damaged, older and newer
+schema, kubeconfigs overwritten; after each failure nothing is half-written.
 """
 
 import asyncio
 import contextlib
+import dataclasses
 import sqlite3
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -13,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from certs.keys import PrivateBytes
 from certs.names import parse_cluster_name
-from tower_server.membership import JoinRefused, TokenUse
+from tower_server.membership import DirectMember, JoinRefused, TokenUse
 from tower_server.stores import StoreUnavailable, sqlite_file
 from tower_server.stores.sqlite import SqliteStore
 from tower_server.tokens import TokenId, TokenRecord
@@ -43,6 +45,33 @@ def use(key: str = "sha256:aa", certificate: bytes = b"chain") -> TokenUse:
     )
 
 
+SECRET = b"a-token-that-is-worth-stealing"
+DIRECT = DirectMember(
+    cluster=parse_cluster_name("beta"),
+    member_uid="uid-b",
+    kubeconfig=PrivateBytes(SECRET),
+    allow_users=frozenset({"tower:admin"}),
+    allow_groups=frozenset({"a", "b"}),
+    is_insecure_allowed=True,
+    added_at=NOW,
+    updated_at=NOW,
+)
+
+# What 0.1.0 wrote into an empty file, and a row of each table.
+VERSION_1 = """
+CREATE TABLE tokens (id TEXT PRIMARY KEY, cluster TEXT NOT NULL, verifier BLOB NOT NULL,
+    created_at INTEGER NOT NULL, expires_at INTEGER NOT NULL, used_at INTEGER, used_by_key_pin TEXT,
+    revoked_at INTEGER, issued_certificate BLOB) STRICT;
+CREATE TABLE clusters (name TEXT PRIMARY KEY, member_uid TEXT NOT NULL UNIQUE,
+    agent_serial TEXT NOT NULL, agent_key_pin TEXT NOT NULL, agent_version TEXT NOT NULL,
+    joined_at INTEGER NOT NULL, token_id TEXT NOT NULL) STRICT;
+INSERT INTO tokens VALUES ('t1', 'alpha', x'76', 1795507200000000, 1795593600000000,
+    1795507200000000, 'sha256:aa', NULL, x'636861696e');
+INSERT INTO clusters VALUES ('alpha', 'uid', '7', 'sha256:aa', '0.1.0', 1795507200000000, 't1');
+PRAGMA user_version = 1;
+"""
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "tower.sqlite"
@@ -61,9 +90,11 @@ async def test_everything_survives_a_restart(path: Path) -> None:
     async with opened(path) as store:
         await store.add_token(TOKEN, NOW)
         await store.use_token(use())
+        await store.add_direct(DIRECT)
         before = await store.list_tokens(), await store.list_clusters()
     async with opened(path) as store:
         assert (await store.list_tokens(), await store.list_clusters()) == before
+        assert await store.list_direct() == [DIRECT]
 
 
 async def test_all_its_files_are_for_the_owner_only(path: Path) -> None:
@@ -157,6 +188,39 @@ async def test_a_damaged_file_is_said_and_left_as_it_is(
     ):
         await SqliteStore.open(path)
     assert path.read_bytes() == content
+
+
+async def test_a_file_of_the_first_schema_is_brought_up_to_date(path: Path) -> None:
+    older = sqlite3.connect(path)
+    older.executescript(VERSION_1)
+    older.close()
+    path.chmod(0o600)
+    for _ in range(2):  # the second time there is nothing to do
+        async with opened(path) as store:
+            (token,) = await store.list_tokens()
+            assert (token.id, token.used_at) == ("t1", NOW)
+            (cluster,) = await store.list_clusters()
+            assert (cluster.name, cluster.agent_serial) == (ALPHA, 7)
+            assert (cluster.is_direct, cluster.joined_at) == (False, NOW)
+            assert await store.list_direct() == []
+    async with opened(path) as store:
+        await store.add_direct(DIRECT)
+        assert len(await store.list_clusters()) == 2
+
+
+@pytest.mark.parametrize("ending", ["replaced", "removed"])
+async def test_of_a_kubeconfig_that_is_gone_nothing_stays_in_the_file(
+    path: Path, ending: str
+) -> None:
+    async with opened(path) as store:
+        await store.add_direct(DIRECT)
+        if ending == "removed":
+            await store.remove_cluster(DIRECT.cluster, NOW)
+        else:
+            other = dataclasses.replace(DIRECT, kubeconfig=PrivateBytes(b"other"))
+            await store.update_direct(other)
+    assert SECRET not in path.read_bytes()
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 async def test_a_file_of_a_newer_tower_is_refused(path: Path) -> None:

@@ -1,7 +1,7 @@
 """Every store keeps the same promises: one test body, run against each.
 
 Covered: tokens come and go, single use under concurrency, a lost answer's repetition, UID rules,
-removal, retention and limits.
+removal, retention and limits; clusters with a direct connection, their updates and rules.
 """
 
 import asyncio
@@ -12,9 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from certs.keys import PrivateBytes
 from certs.names import parse_cluster_name
 from tower_server import tokens
-from tower_server.membership import JoinRefused, Refusal, TokenUse, agent_is_current
+from tower_server.membership import (
+    DirectMember,
+    JoinRefused,
+    Refusal,
+    TokenUse,
+    agent_is_current,
+)
 from tower_server.stores import Store, TokenLimitReached, memory, sqlite
 from tower_server.stores.memory import MemoryStore
 from tower_server.stores.sqlite import SqliteStore
@@ -58,6 +65,25 @@ def use(
         serial=serial,
         certificate=certificate,
         at=at,
+    )
+
+
+def direct(
+    cluster: str = "beta",
+    *,
+    uid: str = "uid-b",
+    kubeconfig: bytes = b"kind: Config",
+    at: datetime = START,
+) -> DirectMember:
+    return DirectMember(
+        cluster=parse_cluster_name(cluster),
+        member_uid=uid,
+        kubeconfig=PrivateBytes(kubeconfig),
+        allow_users=frozenset({"tower:admin", "jürgen"}),
+        allow_groups=frozenset(),
+        is_insecure_allowed=False,
+        added_at=at,
+        updated_at=at,
     )
 
 
@@ -269,3 +295,114 @@ async def test_outstanding_tokens_are_limited(
         await store.add_token(token("t3"), START)
     await store.revoke_token(TokenId("t1"), START)
     await store.add_token(token("t3"), START)
+
+
+# -- direct connections ----------------------------------------------------------------------
+
+
+async def test_a_direct_cluster_comes_back_as_it_was_kept(store: Store) -> None:
+    await store.add_direct(direct())
+    assert await store.get_direct(BETA) == direct()
+    assert await store.list_direct() == [direct()]
+    assert await store.get_direct(ALPHA) is None
+
+
+async def test_a_direct_cluster_is_listed_among_the_others(store: Store) -> None:
+    await store.add_token(token(), START)
+    await store.use_token(use())
+    await store.add_direct(direct())
+    alpha, beta = await store.list_clusters()
+    assert (alpha.name, alpha.is_direct) == (ALPHA, False)
+    assert (beta.name, beta.is_direct) == (BETA, True)
+    assert beta == await store.get_cluster(BETA) == direct().record
+    assert await store.get_direct(ALPHA) is None
+    # No certificate is that of its agent: it has none.
+    assert not agent_is_current(beta, serial=1, key_pin="sha256:aa")
+
+
+async def test_a_kubeconfig_shows_itself_to_nobody(store: Store) -> None:
+    await store.add_direct(direct(kubeconfig=b"token: secret"))
+    assert "secret" not in repr(await store.get_direct(BETA))
+
+
+async def direct_refusal(store: Store, member: DirectMember) -> Refusal:
+    before = await store.list_clusters(), await store.list_direct()
+    with pytest.raises(JoinRefused) as caught:
+        await store.add_direct(member)
+    assert (await store.list_clusters(), await store.list_direct()) == before
+    return caught.value.code
+
+
+async def test_a_direct_cluster_follows_the_rules_of_names_and_uids(
+    store: Store,
+) -> None:
+    await store.add_token(token(), START)
+    await store.use_token(use())
+    await store.add_direct(direct())
+    other_name, other_member = direct("gamma"), direct("beta", uid="uid-c")
+    assert await direct_refusal(store, other_name) is Refusal.MEMBER_JOINED_ELSEWHERE
+    assert await direct_refusal(store, other_member) is Refusal.NAME_TAKEN
+    assert await direct_refusal(store, direct()) is Refusal.NAME_TAKEN
+    joined = direct("gamma", uid="uid-a")
+    assert await direct_refusal(store, joined) is Refusal.MEMBER_JOINED_ELSEWHERE
+    joined = direct("alpha", uid="uid-a")
+    assert await direct_refusal(store, joined) is Refusal.CONNECTED_OTHERWISE
+
+
+async def test_an_agent_does_not_take_over_a_direct_cluster(store: Store) -> None:
+    await store.add_direct(direct())
+    await store.add_token(token(cluster="beta"), START)
+    assert (
+        await refusal(store, use(cluster="beta", uid="uid-b"))
+        is Refusal.CONNECTED_OTHERWISE
+    )
+    await store.add_token(token("t2", "gamma"), START)
+    assert (
+        await refusal(store, use("t2", cluster="gamma", uid="uid-b"))
+        is Refusal.MEMBER_JOINED_ELSEWHERE
+    )
+    ready = await store.get_token(TokenId("t1"))
+    assert ready is not None and ready.used_at is None
+
+
+async def test_a_kubeconfig_is_replaced_and_the_cluster_stays(store: Store) -> None:
+    await store.add_direct(direct())
+    rotated = direct(kubeconfig=b"rotated", at=START + DAY)
+    kept = dataclasses.replace(rotated, added_at=START)
+    assert await store.update_direct(rotated) == kept
+    assert await store.list_direct() == [kept]
+    assert await store.get_cluster(BETA) == direct().record
+
+
+async def test_a_kubeconfig_of_another_member_does_not_replace(store: Store) -> None:
+    await store.add_direct(direct())
+    with pytest.raises(JoinRefused, match="another cluster than 'beta'") as caught:
+        await store.update_direct(direct(uid="uid-x", kubeconfig=b"other"))
+    assert caught.value.code is Refusal.NAME_TAKEN
+    assert await store.list_direct() == [direct()]
+
+
+async def test_only_a_direct_cluster_has_a_kubeconfig_to_replace(store: Store) -> None:
+    await store.add_token(token(), START)
+    await store.use_token(use())
+    assert await store.update_direct(direct()) is None
+    with pytest.raises(JoinRefused) as caught:
+        await store.update_direct(direct("alpha", uid="uid-a"))
+    assert caught.value.code is Refusal.CONNECTED_OTHERWISE
+    assert await store.list_direct() == []
+
+
+async def test_removing_a_direct_cluster_forgets_its_kubeconfig(store: Store) -> None:
+    await store.add_direct(direct())
+    assert await store.remove_cluster(BETA, START) == direct().record
+    assert await store.list_direct() == await store.list_clusters() == []
+    await store.add_direct(direct("gamma"))
+
+
+async def test_of_many_adding_one_member_one_succeeds(store: Store) -> None:
+    members = [direct(f"name-{n}") for n in range(20)]
+    outcomes = await asyncio.gather(
+        *(store.add_direct(member) for member in members), return_exceptions=True
+    )
+    assert sum(outcome is None for outcome in outcomes) == 1
+    assert len(await store.list_direct()) == 1
