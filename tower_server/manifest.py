@@ -28,8 +28,8 @@ __all__ = [
 AGENT_NAMESPACE = "tower-agent"
 CREDENTIALS_SECRET = "tower-agent-credentials"
 JOIN_SECRET = "tower-agent-join"
-# Agent and server of one release; there is no `latest`, which could be anything.
-DEFAULT_IMAGE = f"tower-agent:{VERSION}"
+# One image holds agent and server of one release; there is no `latest`, which could be anything.
+DEFAULT_IMAGE = f"tower:{VERSION}"
 
 # Who the host is in the member if nobody says otherwise (design 2).
 ADMIN_USER = "tower:admin"

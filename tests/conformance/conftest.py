@@ -166,7 +166,7 @@ def _eventually(condition: Any, timeout_seconds: float = 30.0) -> None:
 
 
 def _kubectl() -> tuple[str, ...]:
-    built = binary.binary_path()
+    built = binary.KUBELAB.path()
     if built.exists():
         return (str(built), "kubectl")
     found = shutil.which("kubectl")

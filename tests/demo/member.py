@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.demo.shell import Failed, Shell
-from tests.testbed.binary import binary_path
+from tests.testbed.binary import KUBELAB
 from tests.testbed.controlplane import ControlPlane, ControlPlaneFailed
 
 __all__ = ["Member", "start_member"]
@@ -38,7 +38,7 @@ def start_member(shell: Shell) -> Member:
     own = os.environ.get("KUBECONFIG_MEMBER")
     if own:
         return _own_cluster(shell, Path(own))
-    if binary_path().exists():
+    if KUBELAB.path().exists():
         return _real_control_plane(shell)
     return _demo_apiserver(shell)
 

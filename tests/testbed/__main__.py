@@ -22,7 +22,7 @@ def main() -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser(
-        "build", help="build the control plane's binary, if it is not there"
+        "build", help="build the control plane's binary and helm, if they are not there"
     )
     build.add_argument(
         "--if-possible",
@@ -56,13 +56,14 @@ def main() -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "build":
-        if arguments.if_possible and (reason := binary.missing()):
-            print(f"testbed: the e2e tests do not run: {reason}", file=sys.stderr)
-            return 1 if os.environ.get("CI") else 0
-        print(binary.build(lambda line: print(line, file=sys.stderr, flush=True)))
+        for program in (binary.KUBELAB, binary.HELM):
+            if arguments.if_possible and (reason := program.missing()):
+                print(f"testbed: the e2e tests do not run: {reason}", file=sys.stderr)
+                return 1 if os.environ.get("CI") else 0
+            print(program.build(lambda line: print(line, file=sys.stderr, flush=True)))
         return 0
     if arguments.command == "path":
-        path = binary.binary_path()
+        path = binary.KUBELAB.path()
         print(path)
         return 0 if path.exists() else 1
     directory: Path = arguments.dir or binary.cache_directory() / "run" / arguments.name

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.testbed import pki
-from tests.testbed.binary import binary_path
+from tests.testbed.binary import KUBELAB
 from tests.testbed.commands import COMMANDS, Layout, free_ports
 from tests.testbed.folder import FolderInUse, claim, write_identities
 from tests.testbed.kubeconfigs import write_kubeconfig
@@ -71,7 +71,7 @@ class ControlPlane:
         self.name = name
         self.directory = directory.absolute()
         self.nodes = nodes
-        self.binary = binary or binary_path()
+        self.binary = binary or KUBELAB.path()
         self.layout = Layout(
             name=name,
             directory=self.directory,

@@ -8,32 +8,46 @@ the first test: no test's timeout has to allow for it.
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.testbed import binary
 from tests.testbed.controlplane import ControlPlane
 
-__all__ = ["member_a", "member_b", "pytest_collection_finish"]
+__all__ = ["helm", "member_a", "member_b", "pytest_collection_finish"]
 
-FIXTURES = {"member_a", "member_b"}
+# Which program a test needs that asks for a fixture.
+FIXTURES = {"member_a": binary.KUBELAB, "member_b": binary.KUBELAB, "helm": binary.HELM}
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Build the binary if a collected test wants it, with progress on the terminal."""
-    wanted = any(
-        FIXTURES & set(getattr(item, "fixturenames", ())) for item in session.items
-    )
-    if not wanted or session.config.option.collectonly or binary.missing():
+    """Build the programs that collected tests want, with progress on the terminal."""
+    fixtures = {
+        name for item in session.items for name in getattr(item, "fixturenames", ())
+    }
+    wanted = {
+        FIXTURES[name].name: FIXTURES[name] for name in FIXTURES.keys() & fixtures
+    }
+    buildable = [program for program in wanted.values() if not program.missing()]
+    if not buildable or session.config.option.collectonly:
         return
     terminal = session.config.pluginmanager.get_plugin("terminalreporter")
     report = terminal.write_line if terminal is not None else print
     capture = session.config.pluginmanager.get_plugin("capturemanager")
     with capture.global_and_fixture_disabled():
         try:
-            binary.build(report)
+            for program in buildable:
+                program.build(report)
         except binary.BuildFailed as error:
             pytest.exit(f"testbed: {error}", returncode=1)
+
+
+@pytest.fixture(scope="session")
+def helm() -> Path:
+    """The program helm, of the version that tests/testbed/helm/go.mod pins."""
+    _need(binary.HELM)
+    return binary.HELM.path()
 
 
 @pytest.fixture(scope="session")
@@ -51,12 +65,16 @@ def member_b(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]
 def _control_plane(
     name: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ControlPlane]:
-    if reason := binary.missing():
-        if os.environ.get("CI"):
-            pytest.fail(f"in CI the real control plane must be there: {reason}")
-        pytest.skip(reason)
+    _need(binary.KUBELAB)
     directory = tmp_path_factory.mktemp(name)
     with ControlPlane(name, directory) as control_plane:
         yield control_plane
     # pytest keeps the folders of three runs: the logs are worth it, 126 MB of etcd's files are not.
     shutil.rmtree(directory / "etcd", ignore_errors=True)
+
+
+def _need(program: binary.GoProgram) -> None:
+    if reason := program.missing():
+        if os.environ.get("CI"):
+            pytest.fail(f"in CI {program.name} must be there: {reason}")
+        pytest.skip(reason)
