@@ -52,6 +52,7 @@ COVERED_ELSEWHERE = {
     "shared/errors.py": "tests/shared/wire/test_spec.py",
     "shared/streams.py": "tests/shared/mux/test_stream.py",
     "shared/version.py": "tests/test_packaging.py",
+    "shared/member/questions.py": "tests/shared/member/test_client.py",
     "shared/mux/handler.py": "tests/shared/mux/test_session.py",
     "shared/tunnel/owner.py": "tests/shared/tunnel/test_connection.py",
     # Halves of one thing, tested through its front.

@@ -18,11 +18,15 @@ from collections.abc import Iterable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
-from certs.contexts import outer_client
+from certs.contexts import outer_client, sealed_server
 from certs.joining import JoinString
 from shared.http.apiserver import ApiServer, BadKubeconfig, from_kubeconfig, in_cluster
 from shared.http.identity import Policy
 from shared.http.upstream import UpstreamPool
+from shared.member.client import MemberClient
+from shared.member.preflight import MemberFacts, PreflightFailed, check_member
+from shared.member.questions import MemberRequest
+from shared.member.sealed import SealedFace
 from shared.metrics import Metric
 from shared.mux.counters import Counters
 from shared.mux.readings import read_sessions
@@ -45,13 +49,9 @@ from tower_agent.dispatch import Dispatcher
 from tower_agent.enrol import JoinFailed, JoinSettings, obtain_credentials
 from tower_agent.health import serve_health
 from tower_agent.link import Link, LinkEnded
-from tower_agent.member import MemberRequest
-from tower_agent.member_client import MemberClient
 from tower_agent.metrics import agent_metrics
-from tower_agent.preflight import MemberFacts, PreflightFailed, check_member
 from tower_agent.raw import RawTargets
 from tower_agent.reporter import CONTROL_TARGET, Reporter
-from tower_agent.sealed import SealedFace
 from tower_agent.settings import AgentSettings, JoinSource
 
 __all__ = ["member_apiserver", "run"]
@@ -242,7 +242,15 @@ class _Agent:
         self._reporter = Reporter(credentials, request)
         self._link = Link(self._dial, self._connected, random.SystemRandom())
         policy = Policy(users=settings.allow_users, groups=settings.allow_groups)
-        self._sealed = SealedFace(credentials, policy, pool)
+        self._sealed = SealedFace(
+            sealed_server(
+                credentials.certificate_pem, credentials.key_pem, credentials.ca_pem
+            ),
+            cluster=credentials.cluster,
+            zone=credentials.zone,
+            policy=policy,
+            pool=pool,
+        )
         targets = {target.name: target.address for target in settings.targets}
         self._dispatcher = Dispatcher(
             RawTargets(targets, self._tasks),

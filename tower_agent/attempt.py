@@ -30,16 +30,16 @@ from certs.joining import (
     sign_request,
 )
 from certs.keys import PrivateBytes, certificate_request, parse_private_key
+from shared.member.preflight import MemberFacts
+from shared.words import quoted
 from tower_agent.causes import (
     clock_difference,
     explain_clock,
     explain_no_connection,
     parse_error,
-    quoted,
 )
 from tower_agent.credentials import Credentials
 from tower_agent.exchange import Answer, Exchange, ExchangeFailed
-from tower_agent.preflight import MemberFacts
 from tower_agent.proxies import Proxy
 
 __all__ = ["Attempt", "JoinFailed", "JoinSettings"]

@@ -17,6 +17,7 @@ from typing import Any
 
 from certs.chains import spoken
 from certs.signatures import CLOCK_LEEWAY
+from shared.words import quoted, short
 
 __all__ = [
     "ServerError",
@@ -27,12 +28,7 @@ __all__ = [
     "explain_no_connection",
     "explain_proxy_refusal",
     "parse_error",
-    "quoted",
-    "short",
 ]
-
-# How much of a stranger's answer may reach a log line. The server's own sentences fit.
-MAX_QUOTED_CHARS = 400
 
 
 def clock_difference(date_header: str | None, now: datetime) -> timedelta | None:
@@ -257,22 +253,3 @@ def _blocked(address: str, observed: str) -> str:
         f"The WebSocket to {address} is blocked ({observed}): let the proxy, load balancer or "
         "firewall on the way pass WebSocket upgrades for the path /tunnel."
     )
-
-
-def short(error: BaseException) -> str:
-    """Say what an exception is about in a few words."""
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    reason = getattr(error, "reason", None)
-    if isinstance(error, ssl.SSLError) and reason:
-        # Without the file and line of OpenSSL's source.
-        return quoted(reason.replace("_", " ").lower())
-    return quoted(
-        getattr(error, "strerror", None) or str(error) or type(error).__name__
-    )
-
-
-def quoted(text: str) -> str:
-    """Make a stranger's text fit for one log line."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= MAX_QUOTED_CHARS else line[: MAX_QUOTED_CHARS - 1] + "…"

@@ -3,10 +3,10 @@
 import asyncio
 
 from shared.http.upstream import UpstreamPool
+from shared.member.client import MemberClient
+from shared.member.preflight import PreflightFailed, check_member
 from shared.program import ProgramFailed
 from tower_agent.app import member_apiserver
-from tower_agent.member_client import MemberClient
-from tower_agent.preflight import PreflightFailed, check_member
 from tower_agent.settings import AgentSettings
 
 __all__ = ["check"]

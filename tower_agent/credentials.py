@@ -32,7 +32,7 @@ from certs.keys import (
     write_private,
 )
 from certs.names import ClusterName, parse_cluster_name, parse_zone
-from tower_agent.member import MERGE_PATCH, MemberRequest
+from shared.member.questions import MERGE_PATCH, MemberRequest
 
 __all__ = [
     "CredentialStore",

@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable
 
 from certs.joining import JoinString
 from certs.keys import PrivateBytes
+from shared.member.preflight import MemberFacts, PreflightFailed
 from tower_agent.attempt import Attempt, JoinFailed, JoinSettings
 from tower_agent.credentials import Credentials, CredentialStore
-from tower_agent.preflight import MemberFacts, PreflightFailed
 from tower_agent.proxies import proxy_for
 
 __all__ = [

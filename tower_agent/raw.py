@@ -11,7 +11,7 @@ from shared.mux.stream import Stream
 from shared.settings import HostPort
 from shared.tunnel.relay import relay_pair
 from shared.tunnel.tasks import TaskSet
-from tower_agent.causes import short
+from shared.words import short
 
 __all__ = ["RawTargets"]
 

@@ -13,12 +13,12 @@ import ssl
 from certs.contexts import INNER_PROTOCOL, inner_client, peer_certificate
 from certs.names import ServerRole, require_role
 from shared.errors import StreamReset
+from shared.member.questions import MemberRequest
+from shared.member.report import MemberReport, ask_member
 from shared.streams import ByteStream, StreamHandler
 from shared.tunnel.connection import TunnelConnection
 from shared.tunnel.tls import TlsEnd
-from tower_agent.causes import quoted
 from tower_agent.credentials import Credentials
-from tower_agent.member import MemberRequest
 
 __all__ = ["CONTROL_TARGET", "Reporter"]
 
@@ -27,9 +27,8 @@ _log = logging.getLogger(__name__)
 # What an agent opens its reports to; see the server's registry.
 CONTROL_TARGET = "control"
 
-# With the deadline of one request (below) still within the 5 s that status promises.
+# With the deadline of one question still within the 5 s that status promises.
 ASK_EVERY_SECONDS = 2.0
-ASK_TIMEOUT_SECONDS = 2.0
 
 # A control stream that broke is opened again after this, doubled each time up to the last:
 # its handshake costs the server a signature, and it may have ten thousand agents.
@@ -58,7 +57,7 @@ class Reporter:
         # Set while that pause lasts.
         self._reopening: asyncio.TimerHandle | None = None
         # The last report, to be repeated on a new stream.
-        self._report: dict[str, str] = {}
+        self._report = MemberReport()
 
     def connected(self, tunnel: TunnelConnection, *, resumed: bool) -> None:
         """Open a control stream on a new tunnel; what is open on an older one stays.
@@ -74,7 +73,7 @@ class Reporter:
         """Ask and report until cancelled."""
         try:
             while True:
-                report = await self._ask()
+                report = await ask_member(self._request, self._report)
                 if report != self._report:
                     self._report = report
                     self._send()
@@ -85,25 +84,10 @@ class Reporter:
 
     # The apiserver
 
-    async def _ask(self) -> dict[str, str]:
-        try:
-            async with asyncio.timeout(ASK_TIMEOUT_SECONDS):
-                answer = await self._request("GET", "/version")
-        except OSError as error:  # TimeoutError is one
-            return self._trouble(str(error) or "the apiserver does not answer in time")
-        if answer.status == 401:
-            return self._trouble("the apiserver refuses the agent's own credential")
-        if answer.status != 200:
-            return self._trouble(f"the apiserver answers {answer.message}")
-        return {"apiserver_version": quoted(str(answer.body.get("gitVersion", "?")))}
-
-    def _trouble(self, text: str) -> dict[str, str]:
-        # The last version that we know stays: it is probably still true.
-        return {**self._report, "apiserver_error": quoted(text)}
-
     def _send(self) -> None:
-        if self._end is not None and self._is_secured and self._report:
-            line = json.dumps({"kind": "report", **self._report}) + "\n"
+        report = self._report.to_json()
+        if self._end is not None and self._is_secured and report:
+            line = json.dumps({"kind": "report", **report}) + "\n"
             self._end.write(line.encode())
 
     # The control stream

@@ -13,8 +13,9 @@ from typing import Any
 from certs.contexts import INNER_PROTOCOL, peer_certificate
 from certs.names import AgentRole, require_role
 from shared.errors import Code, StreamReset
+from shared.member.report import read_report
 from shared.streams import ByteStream
-from tower_server.registry import LiveSession, MemberReport
+from tower_server.registry import LiveSession
 
 __all__ = ["ControlEnd", "identify_agent"]
 
@@ -22,8 +23,6 @@ _log = logging.getLogger(__name__)
 
 # A report has about 200 bytes.
 MAX_LINE_BYTES = 16 * 1024
-# Of a text that an agent sends and an admin reads.
-MAX_TEXT_CHARS = 300
 
 
 def identify_agent(connection: ssl.SSLObject, session: LiveSession, zone: str) -> None:
@@ -78,19 +77,9 @@ class ControlEnd:
         except (ValueError, RecursionError):
             raise ValueError("a line is not JSON") from None
         if isinstance(message, dict) and message.get("kind") == "report":
-            self._session.report = MemberReport(
-                apiserver_version=_text(message.get("apiserver_version")),
-                apiserver_error=_text(message.get("apiserver_error")),
-            )
+            self._session.report = read_report(message)
 
 
 def _check_length(line: bytes) -> None:
     if len(line) > MAX_LINE_BYTES:
         raise ValueError(f"a line has over {MAX_LINE_BYTES} bytes")
-
-
-def _text(value: object) -> str | None:
-    """A text that is safe to show: bounded, without control characters; else nothing."""
-    if not isinstance(value, str):
-        return None
-    return "".join(c for c in value if c.isprintable())[:MAX_TEXT_CHARS]

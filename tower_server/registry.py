@@ -15,6 +15,7 @@ from typing import Literal
 from certs.assertion import AgentIdentity
 from certs.names import ClusterName
 from shared.errors import Code
+from shared.member.report import MemberReport
 from shared.mux.counters import Counters
 from shared.mux.readings import TunnelReading, read_sessions
 from shared.mux.stream import Stream
@@ -26,7 +27,6 @@ __all__ = [
     "MAX_SESSIONS_PER_CLUSTER",
     "ClusterStatus",
     "LiveSession",
-    "MemberReport",
     "Registry",
 ]
 
@@ -36,14 +36,6 @@ CONTROL_TARGET = "control"
 # Sessions of one cluster at a time: two replicas, each twice during a rolling update,
 # and as many again that are dead but not yet noticed.
 MAX_SESSIONS_PER_CLUSTER = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemberReport:
-    """What an agent last said about its member over the control stream."""
-
-    apiserver_version: str | None = None
-    apiserver_error: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,10 +20,10 @@ from certs.keys import certificate_request, parse_private_key
 from certs.names import parse_cluster_name
 from shared.http.apiserver import from_kubeconfig
 from shared.http.upstream import UpstreamPool
+from shared.member.client import MemberClient
+from shared.member.preflight import PreflightFailed, check_member
 from tests.e2e.member import Member
 from tower_agent.credentials import Credentials, CredentialsUnavailable, SecretStore
-from tower_agent.member_client import MemberClient
-from tower_agent.preflight import PreflightFailed, check_member
 from tower_server.manifest import AGENT_NAMESPACE, CREDENTIALS_SECRET, MemberManifest
 
 pytestmark = pytest.mark.e2e

@@ -1,6 +1,6 @@
 """As much of a kube-apiserver as joining needs: its UID, access reviews, one Secret with versions.
 
-Served over real HTTP; `client` is a `tower_agent.member.MemberRequest` for any address.
+Served over real HTTP; `client` is a `shared.member.questions.MemberRequest` for any address.
 """
 
 import base64
@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from tower_agent.member import MemberAnswer, MemberRequest
+from shared.member.questions import MemberAnswer, MemberRequest
 
 __all__ = ["MemberApi", "client", "member_api"]
 

@@ -1,6 +1,6 @@
 """Words for what keeps a connection from coming about; each cause is in test_wrong_joins.py.
 
-Covered: clocks, quoting of strangers' texts, no answer without words.
+Covered: clocks, no answer without words.
 """
 
 import json
@@ -11,14 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tower_agent import causes
 from tower_agent.causes import (
     UpgradeAnswer,
     clock_difference,
     explain_clock,
     explain_dial_failure,
     parse_error,
-    quoted,
 )
 
 NOW = datetime(2026, 11, 24, 8, 0, tzinfo=UTC)
@@ -52,12 +50,6 @@ def test_a_minute_of_difference_is_no_fault() -> None:
 )
 def test_no_error_body_raises(body: bytes | str) -> None:
     parse_error(body if isinstance(body, bytes) else body.encode())
-
-
-@given(st.text())
-def test_a_strangers_text_becomes_one_short_printable_line(text: str) -> None:
-    line = quoted(text)
-    assert line.isprintable() and len(line) <= causes.MAX_QUOTED_CHARS
 
 
 @given(st.integers(100, 599), st.binary(max_size=100), st.text(max_size=40))

@@ -25,6 +25,7 @@ from certs.keys import (
     private_pem,
 )
 from certs.names import parse_cluster_name
+from shared.member.questions import MemberRequest
 from tests.fakes.member_api import MemberApi, client, member_api
 from tower_agent.credentials import (
     Credentials,
@@ -33,7 +34,6 @@ from tower_agent.credentials import (
     DirectoryStore,
     SecretStore,
 )
-from tower_agent.member import MemberRequest
 
 NOW = datetime.now(UTC)
 

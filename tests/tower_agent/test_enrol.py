@@ -18,6 +18,7 @@ from certs.chains import parse_certificate, pem
 from certs.joining import JoinRequest, JoinString, request_digest, sign_answer
 from certs.keys import PrivateBytes, new_key, private_pem
 from certs.names import AgentRole, role_of
+from shared.member.preflight import MemberFacts
 from tests.fakes.http_proxy import http_proxy
 from tests.fakes.join_server import JoinServer, join_server
 from tests.fakes.tls_proxy import StrangeAuthority, tls_terminator
@@ -29,7 +30,6 @@ from tower_agent.enrol import (
     needs_join,
     obtain_credentials,
 )
-from tower_agent.preflight import MemberFacts
 from tower_server.membership import agent_is_current
 
 MEMBER = MemberFacts(uid="uid-a", apiserver_version="v1.34.1")

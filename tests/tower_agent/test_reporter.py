@@ -17,6 +17,9 @@ import pytest
 
 from certs.contexts import inner_server
 from shared.errors import Code, StreamReset
+from shared.member import report as report_module
+from shared.member.questions import MemberAnswer
+from shared.member.report import ASK_TIMEOUT_SECONDS, MemberReport
 from shared.mux.stream import Stream
 from shared.streams import ByteStream
 from shared.tunnel.tls import TlsEnd
@@ -25,10 +28,8 @@ from tests.fakes.dialling import agent, credentials, the_zone
 from tests.fakes.host_side import until
 from tests.fakes.tunnel_pair import TunnelPair, both_loops
 from tower_agent import reporter as module
-from tower_agent.member import MemberAnswer
-from tower_agent.reporter import ASK_EVERY_SECONDS, ASK_TIMEOUT_SECONDS, Reporter
+from tower_agent.reporter import ASK_EVERY_SECONDS, Reporter
 from tower_server.control import MAX_LINE_BYTES, ControlEnd, identify_agent
-from tower_server.registry import MemberReport
 
 
 class Server:
@@ -106,7 +107,7 @@ def version(text: str) -> MemberAnswer:
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same with shorter times; their sum is checked below."""
     monkeypatch.setattr(module, "ASK_EVERY_SECONDS", 0.02)
-    monkeypatch.setattr(module, "ASK_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(report_module, "ASK_TIMEOUT_SECONDS", 0.05)
     monkeypatch.setattr(module, "FIRST_REOPEN_SECONDS", 0.01)
 
 

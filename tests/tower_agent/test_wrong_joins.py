@@ -22,13 +22,13 @@ from aiohttp import web
 
 from certs.joining import JoinSecret, JoinString, new_token
 from certs.keys import new_key, private_pem
+from shared.member.preflight import MemberFacts, PreflightFailed, check_member
 from tests.fakes.http_proxy import http_proxy
 from tests.fakes.join_server import JoinServer, join_server, serve_https
 from tests.fakes.member_api import client, member_api
 from tests.fakes.tls_proxy import StrangeAuthority, tls_terminator
 from tower_agent.causes import UpgradeAnswer, explain_dial_failure
 from tower_agent.enrol import JoinFailed, JoinSettings, enrol
-from tower_agent.preflight import MemberFacts, PreflightFailed, check_member
 from tower_server.endpoints import error_response
 from tower_server.join import SlowDown
 

@@ -24,6 +24,8 @@ from cryptography import x509
 from certs.contexts import unverified
 from certs.joining import JoinString
 from shared.errors import Code
+from shared.member.preflight import MemberFacts
+from shared.member.questions import MemberAnswer
 from shared.program import ProgramFailed
 from shared.tunnel.connection import TunnelConnection
 from tests.fakes.host_side import open_sockets, until
@@ -32,8 +34,6 @@ from tests.tower_server.test_client_hello import openssl_hello
 from tower_agent.credentials import Credentials, DirectoryStore
 from tower_agent.dialer import Dialer
 from tower_agent.enrol import JoinSettings, obtain_credentials
-from tower_agent.member import MemberAnswer
-from tower_agent.preflight import MemberFacts
 from tower_agent.reporter import Reporter
 from tower_server import app
 from tower_server.settings import ServeSettings, parse_serve_settings

@@ -20,11 +20,11 @@ from certs.contexts import inner_client, inner_server
 from certs.keys import certificate_request, new_key, private_pem
 from certs.names import ClusterName
 from shared.errors import Code
+from shared.member.report import MAX_TEXT_CHARS
 from shared.wire.hello import Hello
 from tests.fakes.streams import FakeStream
 from tower_server.control import (
     MAX_LINE_BYTES,
-    MAX_TEXT_CHARS,
     ControlEnd,
     identify_agent,
 )

@@ -6,7 +6,7 @@ from typing import Any
 from shared.http.client import request_json
 from shared.http.status import Refusal
 from shared.http.upstream import UpstreamPool
-from tower_agent.member import MemberAnswer
+from shared.member.questions import MemberAnswer
 
 __all__ = ["MemberClient"]
 

@@ -17,19 +17,19 @@ from pathlib import Path
 import pytest
 from cryptography.x509.oid import NameOID
 
-from certs.contexts import sealed_client
+from certs.contexts import sealed_client, sealed_server
 from certs.keys import new_key
 from certs.names import AdminRole
 from shared.errors import StreamReset
 from shared.http.apiserver import ApiServer, Credential
 from shared.http.identity import Policy
 from shared.http.upstream import UpstreamPool
+from shared.member.sealed import SealedFace
 from tests.certs.zone import ALPHA, BETA, NOW, ZONE, Holder, Zone
 from tests.fakes.dialling import LOOPBACK, agent, credentials, the_zone
 from tests.fakes.host_side import until
 from tests.fakes.tunnel_pair import TunnelPair, both_loops
 from tests.fakes.upstream import RawUpstream, echo_heads
-from tower_agent.sealed import SealedFace
 
 NAME = f"alpha.{ZONE}"
 GET = b"GET /clusters/alpha/api HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -87,7 +87,14 @@ async def site() -> AsyncIterator[Site]:
         policy = Policy(
             users=frozenset({"tower:admin"}), groups=frozenset({"tower:cluster-admins"})
         )
-        face = SealedFace(credentials(1), policy, pool)
+        own = credentials(1)
+        face = SealedFace(
+            sealed_server(own.certificate_pem, own.key_pem, own.ca_pem),
+            cluster=own.cluster,
+            zone=own.zone,
+            policy=policy,
+            pool=pool,
+        )
         pair.agent_owner.on_stream = face.open
         try:
             yield Site(pair, upstream, face)

@@ -6,10 +6,10 @@ import pytest
 
 from shared.http.apiserver import ApiServer, from_kubeconfig
 from shared.http.upstream import UpstreamPool
+from shared.member import client as module
+from shared.member.client import MemberClient
+from shared.member.questions import MERGE_PATCH, MemberAnswer
 from tests.fakes.upstream import RawConnection, RawUpstream, Script
-from tower_agent import member_client as module
-from tower_agent.member import MERGE_PATCH, MemberAnswer
-from tower_agent.member_client import MemberClient
 
 
 def apiserver(port: int, tmp_path) -> ApiServer:

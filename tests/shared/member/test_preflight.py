@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from shared.member import preflight
+from shared.member.preflight import MemberFacts, PreflightFailed, check_member
+from shared.member.questions import MemberAnswer
 from tests.fakes.member_api import member_api
-from tower_agent import preflight
-from tower_agent.member import MemberAnswer
-from tower_agent.preflight import MemberFacts, PreflightFailed, check_member
 
 
 async def test_a_ready_member_tells_who_it_is() -> None:

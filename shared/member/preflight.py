@@ -7,8 +7,8 @@ import asyncio
 import dataclasses
 from collections.abc import Iterable
 
-from tower_agent.causes import quoted, short
-from tower_agent.member import MemberAnswer, MemberRequest
+from shared.member.questions import MemberAnswer, MemberRequest
+from shared.words import quoted, short
 
 __all__ = ["MemberFacts", "PreflightFailed", "check_member"]
 

@@ -1,6 +1,6 @@
-"""The agent's end of the sealed face: ends the caller's TLS, checks its role, serves requests.
+"""The member's end of the sealed face: ends the caller's TLS, checks its role, serves requests.
 
-The server relays ciphertext only; here a control plane's connection becomes plain HTTP,
+The front door relays ciphertext only; here a control plane's connection becomes plain HTTP,
 and its certificate an identity. A caller is let in with a user certificate of the Tower
 CA that is good for this cluster, and with nothing else.
 """
@@ -8,8 +8,8 @@ CA that is good for this cluster, and with nothing else.
 import asyncio
 import ssl
 
-from certs.contexts import peer_certificate, sealed_server
-from certs.names import user_identity
+from certs.contexts import peer_certificate
+from certs.names import ClusterName, user_identity
 from shared.errors import Code
 from shared.http.identity import Caller, Policy
 from shared.http.relay import AnswerCounts
@@ -19,7 +19,6 @@ from shared.http.upstream import UpstreamPool
 from shared.mux.stream import Stream
 from shared.streams import ByteStream, StreamHandler
 from shared.tunnel.tls import HandshakeGate, TlsEnd
-from tower_agent.credentials import Credentials
 
 __all__ = ["SealedFace"]
 
@@ -28,14 +27,20 @@ class SealedFace:
     """Serves streams that are opened to `sealed`. Create it inside the running loop."""
 
     def __init__(
-        self, credentials: Credentials, policy: Policy, pool: UpstreamPool
+        self,
+        context: ssl.SSLContext,
+        *,
+        cluster: ClusterName,
+        zone: str,
+        policy: Policy,
+        pool: UpstreamPool,
     ) -> None:
+        """Use a context of `certs.contexts.sealed_server`, with the cluster's certificate."""
         self._loop = asyncio.get_running_loop()
-        self._cluster = credentials.cluster
-        self._zone = credentials.zone
-        self._context = sealed_server(
-            credentials.certificate_pem, credentials.key_pem, credentials.ca_pem
-        )
+        self._cluster = cluster
+        self._zone = zone
+        # Of new connections: may be replaced when the certificate is renewed.
+        self.context = context
         self._service = RequestService(pool=pool, policy=policy, loop=self._loop)
         self._on_handshake = self._service.accept(self._identify)
         self._gate = HandshakeGate()
@@ -59,7 +64,7 @@ class SealedFace:
             return handler
 
         end = TlsEnd(
-            self._context,
+            self.context,
             server_side=True,
             on_handshake=secured,
             call_later=self._loop.call_later,
