@@ -7,6 +7,8 @@ The parts, in the order in which a run uses them:
     generator     the load generator: builds load/ (Go) or falls back to pyload/ (Python)
     site          what all columns share: temporary directory, certificates, upstream
     columns       the three ways from client to upstream: direct, prototype, tunnel
+    credentials   those of a whole fleet, without its joins
+    fleet         many simulated agents on one server: memory, idle CPU, their return
     runner        interleaves the columns, round by round, and collects the samples
     figures       percentiles, medians, ratios: pure
     report        the table and out/latest.json: pure apart from the writing

@@ -83,6 +83,8 @@ class Generator:
     ) -> None:
         self.name = name
         self.has_relay = has_relay
+        # The Go one has both.
+        self.has_agents = has_relay
         self._command = tuple(command)
         self._environment = dict(environment)
 
@@ -151,6 +153,21 @@ class Generator:
             processes.stop(process)
             raise
         return process
+
+    def start_agents(
+        self,
+        processes: Processes,
+        *,
+        address: str,
+        authority: Path,
+        identities: Path,
+        audience: str,
+    ) -> Process:
+        """Start simulated agents (`has_agents`): a line of JSON comes whenever all are
+        connected, with how that went."""
+        flags = ["-address", address, "-ca", str(authority), "-audience", audience]
+        flags += ["-identities", str(identities)]
+        return processes.start("agents", [*self._command, "agents", *flags])
 
     def _client(self, workload: Workload, endpoint: Endpoint) -> list[str]:
         flags = ["-workload", workload.kind.value, "-workers", str(workload.workers)]

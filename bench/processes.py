@@ -118,6 +118,13 @@ class Process:
         """Whether it still runs."""
         return self._child.poll() is None
 
+    def kill(self) -> None:
+        """End it as a crash does."""
+        if self._child.stdin is not None:
+            self._child.stdin.close()
+        self._child.kill()
+        self._child.wait()
+
     def stop(self) -> None:
         """End it: input closed, SIGTERM, and SIGKILL for what does not listen."""
         if self._child.stdin is not None:
@@ -155,6 +162,11 @@ class Processes:
     def stop(self, process: Process) -> None:
         """Stop one before the others."""
         process.stop()
+        self._running.remove(process)
+
+    def kill(self, process: Process) -> None:
+        """Kill one: it gets no chance to say goodbye to anybody."""
+        process.kill()
         self._running.remove(process)
 
     def stop_all_but(self, kept: Process) -> None:

@@ -12,6 +12,7 @@ from itertools import groupby
 
 from bench.columns import STARTERS, Column
 from bench.figures import Samples
+from bench.fleet import measure_fleet
 from bench.generator import MeasurementFailed
 from bench.processes import ProcessFailed
 from bench.site import Site, Unavailable
@@ -86,6 +87,8 @@ def _measure_rows(
 ) -> None:
     for number in range(1 if workload.once else rounds):
         order = list(started.items())
+        if workload.kind is Kind.AGENTS:  # of ours only
+            order = [item for item in order if item[0] == "tunnel"]
         for name, column in order if number % 2 == 0 else reversed(order):
             progress(f"{workload.name}, round {number + 1}, {name}")
             try:
@@ -105,6 +108,11 @@ def _measure(
         if not process.alive():
             raise MeasurementFailed(f"its {end} has died: {process.said()}")
     endpoint = column.endpoints[workload.face]
+    if workload.kind is Kind.AGENTS:
+        fleet = measure_fleet(site, workload)
+        return Measurement(
+            report={}, cpu_seconds={}, resident_bytes={}, grown_bytes={}, fleet=fleet
+        )
     if workload.kind in (Kind.MEMORY, Kind.HOLD):
         return _measure_memory(site, workload, column)
     before = {end: process.cpu_seconds() for end, process in ends.items()}

@@ -5,12 +5,13 @@ different commits are compared by them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from fnmatch import fnmatch
 from typing import Any
 
 __all__ = [
+    "FLEET_UNITS",
     "LOCAL",
     "WORKLOADS",
     "Face",
@@ -46,6 +47,7 @@ class Kind(Enum):
     BESIDE = "beside"  # one warm request stream beside downloads flat out
     HOLD = "hold"  # idle streams; memory is read
     MEMORY = "memory"  # no client at all; memory is read
+    AGENTS = "agents"  # many agents on one server; `workers` of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +127,7 @@ WORKLOADS: Sequence[Workload] = (
     Workload(name="sealed-request-16", face=_S, workers=16),
     Workload(name="sealed-connect-16", face=_S, kind=_C, workers=16),
     Workload(name="sealed-download-1", face=_S, kind=_D),
+    Workload(name="agents-5000", kind=Kind.AGENTS, workers=5000, once=True),
     Workload(name="wan50-open-request", kind=_C, link=WAN50, at_least_seconds=2),
     *_over(WAN50),
     *_over(WAN100),
@@ -174,7 +177,23 @@ class Measurement:
     # Resident bytes of each, and how much that grew while streams were held.
     resident_bytes: Mapping[str, int]
     grown_bytes: Mapping[str, int]
+    # What `bench.fleet` measured, by the names of FLEET_UNITS.
+    fleet: Mapping[str, float] = field(default_factory=dict)
 
+
+# The metrics of a fleet. Kernel memory is that of both ends; the share of one core.
+FLEET_UNITS = {
+    "memory server": "KiB/agent",
+    "memory kernel": "KiB/agent",
+    "idle cpu": "%",
+    "handshake p50": "ms",
+    "handshake p99": "ms",
+    "all connected": "s",
+    "all back": "s",
+    "cpu of the return": "s",
+    "dials per agent": "1",
+    "healthz p99 meanwhile": "ms",
+}
 
 # metric, unit, value
 Metric = tuple[str, str, float]
@@ -189,6 +208,9 @@ def metrics_of(workload: Workload, measured: Measurement) -> Iterator[Metric]:
         case Kind.HOLD:
             for end, size in measured.grown_bytes.items():
                 yield f"memory {end}", "KiB/stream", size / KIB / workload.workers
+        case Kind.AGENTS:
+            for metric, value in measured.fleet.items():
+                yield metric, FLEET_UNITS[metric], value
         case Kind.REQUEST | Kind.CONNECT:
             yield from _request_metrics(workload, measured)
         case Kind.BESIDE:

@@ -5,6 +5,7 @@
 //	load upstream   the raw server and the member's HTTPS apiserver
 //	load client     one measurement; prints one JSON object
 //	load relay      a link with a round trip, a rate and a queue
+//	load agents     many simulated agents, each with a tunnel of its own
 //
 // Everything binds and dials loopback only, and every long-lived command ends when
 // its standard input does: a bench that dies takes its processes with it.
@@ -20,16 +21,17 @@ import (
 
 func main() {
 	if len(os.Args) < 2 {
-		fail(fmt.Errorf("usage: load upstream|client|relay [flags]; each has -help"))
+		fail(fmt.Errorf("usage: load upstream|client|relay|agents [flags]; each has -help"))
 	}
 	commands := map[string]func([]string) error{
 		"upstream": runUpstream,
 		"client":   runClient,
 		"relay":    runRelay,
+		"agents":   runAgents,
 	}
 	command, known := commands[os.Args[1]]
 	if !known {
-		fail(fmt.Errorf("unknown command %q; there are upstream, client and relay", os.Args[1]))
+		fail(fmt.Errorf("unknown command %q; there are upstream, client, relay and agents", os.Args[1]))
 	}
 	if err := command(os.Args[2:]); err != nil {
 		fail(err)

@@ -122,6 +122,15 @@ def test_over_a_long_link_latency_is_also_told_in_round_trips() -> None:
     assert metrics["p99 in round trips"] == 2.0
 
 
+def test_a_fleet_gives_what_was_measured_with_its_units() -> None:
+    workload = Workload(name="x", kind=Kind.AGENTS, workers=5)
+    measured = measurement(fleet={"memory server": 28.0, "all back": 9.5})
+    assert list(metrics_of(workload, measured)) == [
+        ("memory server", "KiB/agent", 28.0),
+        ("all back", "s", 9.5),
+    ]
+
+
 def test_idle_streams_give_kibibytes_a_stream() -> None:
     workload = Workload(name="x", kind=Kind.HOLD, workers=1000)
     measured = measurement(grown_bytes={"server": 2048_000})
