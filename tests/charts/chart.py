@@ -54,6 +54,29 @@ class Chart:
         text = self._run([*arguments, "--include-crds"], values)
         return [document for document in yaml.safe_load_all(text) if document]
 
+    def install(
+        self,
+        kubeconfig: Path,
+        release: str,
+        namespace: str,
+        values: Values | None = None,
+    ) -> None:
+        """Install or upgrade a release. Nobody waits for pods: there is no kubelet for them."""
+        command = ["upgrade", "--install", release, str(self.directory)]
+        where = ["--kubeconfig", str(kubeconfig), "--namespace", namespace]
+        self._run([*command, *where, "--create-namespace"], values)
+
+    def uninstall(self, kubeconfig: Path, release: str, namespace: str) -> None:
+        """Remove a release."""
+        done = subprocess.run(
+            [str(self.helm), "uninstall", release, "--kubeconfig", str(kubeconfig)]
+            + ["--namespace", namespace],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_SECONDS,
+        )
+        assert done.returncode == 0, done.stderr
+
     def _run(self, arguments: list[str], values: Values | None) -> str:
         # JSON is YAML, and nothing is lost in between.
         done = subprocess.run(
