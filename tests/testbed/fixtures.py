@@ -7,6 +7,7 @@ the first test: no test's timeout has to allow for it.
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,10 +16,17 @@ import pytest
 from tests.testbed import binary
 from tests.testbed.controlplane import ControlPlane
 
-__all__ = ["helm", "member_a", "member_b", "pytest_collection_finish"]
+__all__ = ["helm", "host", "member_a", "member_b", "pytest_collection_finish"]
 
 # Which program a test needs that asks for a fixture.
-FIXTURES = {"member_a": binary.KUBELAB, "member_b": binary.KUBELAB, "helm": binary.HELM}
+FIXTURES = {
+    "host": binary.KUBELAB,
+    "member_a": binary.KUBELAB,
+    "member_b": binary.KUBELAB,
+    "helm": binary.HELM,
+}
+
+CRDS = Path(__file__).resolve().parents[2] / "charts" / "tower-server" / "crds"
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -60,6 +68,17 @@ def member_a(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]
 def member_b(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A second one, with another PKI, other data and other tokens."""
     yield from _control_plane("member-b", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """One for the host, with Tower's CRDs. Tests may kill its apiserver; they bring it up again."""
+    for control_plane in _control_plane("host", tmp_path_factory):
+        kubectl = [control_plane.kubectl, "--kubeconfig", control_plane.kubeconfig]
+        subprocess.run([*kubectl, "apply", "-f", CRDS], check=True, capture_output=True)
+        wait = ["wait", "--for=condition=Established", "crd", "--all"]
+        subprocess.run([*kubectl, *wait], check=True, capture_output=True)
+        yield control_plane
 
 
 def _control_plane(
