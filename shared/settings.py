@@ -1,4 +1,4 @@
-"""What the settings of server and agent have in common: addresses, and the error that a bad setting is.
+"""What the settings of server and agent have in common: addresses, sizes, and the error that a bad setting is.
 
 Only text is judged here. Whether a name resolves or a port is free shows when it is used.
 """
@@ -7,7 +7,7 @@ import ipaddress
 import re
 from dataclasses import dataclass
 
-__all__ = ["HostPort", "SettingsError", "parse_host_port"]
+__all__ = ["HostPort", "SettingsError", "parse_host_port", "parse_memory_bytes"]
 
 MAX_PORT = 65535
 
@@ -15,6 +15,11 @@ MAX_PORT = 65535
 MAX_DNS_NAME_CHARS = 253
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _DNS_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*", re.IGNORECASE)
+
+
+# As Kubernetes writes them; with a B, as people do. More digits than memory has are a mistake.
+_MEMORY = re.compile(r"([0-9]{1,9})(Mi|Gi)B?")
+_UNIT_BYTES = {"Mi": 1024**2, "Gi": 1024**3}
 
 
 class SettingsError(ValueError):
@@ -79,6 +84,25 @@ def parse_host_port(
             f"{setting} {text!r} cannot have port 0: others have to know the port."
         )
     return HostPort(host=_parse_host(host, text, setting), port=int(port_text))
+
+
+def parse_memory_bytes(text: str, *, setting: str, at_least_bytes: int) -> int:
+    """Read a size of memory: `256Mi` or `1Gi`, also `256MiB` or `1GiB`.
+
+    Raises:
+        SettingsError: If it is anything else, or too little to work with.
+    """
+    match = _MEMORY.fullmatch(text)
+    if match is None:
+        raise SettingsError(
+            f"{setting} {text!r} is not a size of memory: write a number with Mi or Gi, such as 256Mi."
+        )
+    size_bytes = int(match[1]) * _UNIT_BYTES[match[2]]
+    if size_bytes < at_least_bytes:
+        raise SettingsError(
+            f"{setting} {text} is too little to work with: write {at_least_bytes // 1024**2}Mi or more."
+        )
+    return size_bytes
 
 
 def _parse_host(host: str, text: str, setting: str) -> str:

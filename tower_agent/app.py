@@ -28,6 +28,7 @@ from shared.member.preflight import MemberFacts, PreflightFailed, check_member
 from shared.member.questions import MemberRequest
 from shared.member.sealed import SealedFace
 from shared.metrics import Metric
+from shared.mux.budget import WindowBudget
 from shared.mux.counters import Counters
 from shared.mux.readings import read_sessions
 from shared.mux.session import Session
@@ -239,6 +240,8 @@ class _Agent:
         self._tasks = TaskSet("agent")
         # Of all tunnels, one after the other.
         self._counters = Counters()
+        # Memory for windows, of all tunnels together.
+        self._budget = WindowBudget(settings.window_memory_bytes)
         self._reporter = Reporter(credentials, request)
         self._link = Link(self._dial, self._connected, random.SystemRandom())
         policy = Policy(users=settings.allow_users, groups=settings.allow_groups)
@@ -260,7 +263,12 @@ class _Agent:
             self._link.going_away,
         )
         # One for all dials, for as long as the credentials are the same.
-        self._dialer = Dialer(credentials, self._dispatcher, place=_place(settings))
+        self._dialer = Dialer(
+            credentials,
+            self._dispatcher,
+            place=_place(settings),
+            budget=self._budget,
+        )
 
     def is_connected(self) -> bool:
         return self._link.current is not None

@@ -14,6 +14,7 @@ from tower_agent.settings import (
     ANY_NAME,
     DEFAULT_ALLOW_GROUPS,
     DEFAULT_ALLOW_USERS,
+    DEFAULT_WINDOW_MEMORY,
     AgentSettings,
     parse_agent_settings,
 )
@@ -32,6 +33,7 @@ cli = typer.Typer(
 JOINING = "Joining and credentials"
 MEMBER = "The member"
 PERMISSION = "What the host may do"
+TUNNEL = "The tunnel"
 OBSERVING = "Health and logging"
 
 # The environment variable with the join string itself. It is no option's: then it could be
@@ -185,6 +187,16 @@ def run(
             "and /metrics for Prometheus.",
         ),
     ] = None,
+    window_memory: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE",
+            envvar="TOWER_AGENT_WINDOW_MEMORY",
+            rich_help_panel=TUNNEL,
+            help="How much memory all streams together may use to fill fast and long paths, such as 256Mi or 1Gi; "
+            "one tunnel at most half of it. Near the limit streams get smaller, and none stops.",
+        ),
+    ] = DEFAULT_WINDOW_MEMORY,
     log_level: LogLevelOption = "info",
     log_format: LogFormatOption = "text",
 ) -> None:
@@ -223,6 +235,7 @@ def run(
         allow_groups=allow_group or (),
         ca_file=ca_file,
         health=health,
+        window_memory=window_memory,
         log_level=log_level,
         log_format=log_format,
     )

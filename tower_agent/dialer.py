@@ -15,6 +15,7 @@ from certs.assertion import make_assertion
 from certs.chains import parse_certificates
 from certs.contexts import outer_client
 from certs.keys import parse_private_key
+from shared.mux.budget import WindowBudget
 from shared.mux.session import Role, Session
 from shared.mux.windows import INITIAL_WINDOW_BYTES
 from shared.tunnel.connection import TunnelConnection, TunnelOwner
@@ -74,7 +75,10 @@ class Dialer:
         environ: Mapping[str, str] = os.environ,
         *,
         place: str = "",
+        budget: WindowBudget | None = None,
     ) -> None:
+        # Memory for windows, of all tunnels together.
+        self._budget = budget
         # Told in HELLO: sessions of an earlier process in this place are over.
         self._place = place
         self._credentials = credentials
@@ -134,6 +138,7 @@ class Dialer:
             self._owner,
             resume=resume,
             keeps_sessions=True,
+            budget=self._budget,
         )
         connection.start(transport)
         return connection

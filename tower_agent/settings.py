@@ -15,12 +15,22 @@ from pathlib import Path
 
 from certs.names import parse_principal
 from shared.logs import LogSettings, parse_log_settings
-from shared.settings import HostPort, SettingsError, parse_host_port
+from shared.mux.budget import (
+    DEFAULT_WINDOW_MEMORY_BYTES,
+    MIN_WINDOW_MEMORY_BYTES,
+)
+from shared.settings import (
+    HostPort,
+    SettingsError,
+    parse_host_port,
+    parse_memory_bytes,
+)
 
 __all__ = [
     "ANY_NAME",
     "DEFAULT_ALLOW_GROUPS",
     "DEFAULT_ALLOW_USERS",
+    "DEFAULT_WINDOW_MEMORY",
     "AgentSettings",
     "JoinSource",
     "SecretReference",
@@ -28,6 +38,7 @@ __all__ = [
     "parse_agent_settings",
 ]
 
+DEFAULT_WINDOW_MEMORY = f"{DEFAULT_WINDOW_MEMORY_BYTES // 2**20}Mi"
 DEFAULT_ALLOW_USERS = ("tower:admin",)
 DEFAULT_ALLOW_GROUPS = ("tower:cluster-admins",)
 
@@ -129,6 +140,8 @@ class AgentSettings:
     ca_file: Path | None = None
     # None: no health endpoint.
     health: HostPort | None = None
+    # What all streams together may hold beyond their first windows.
+    window_memory_bytes: int = DEFAULT_WINDOW_MEMORY_BYTES
     log: LogSettings = LogSettings()
 
 
@@ -144,6 +157,7 @@ def parse_agent_settings(
     allow_groups: Sequence[str] = (),
     ca_file: str | Path | None = None,
     health: str | None = None,
+    window_memory: str = DEFAULT_WINDOW_MEMORY,
     log_level: str = "info",
     log_format: str = "text",
     needs_state: bool = True,
@@ -173,6 +187,11 @@ def parse_agent_settings(
         health=parse_host_port(health, setting="--health", port_zero_allowed=True)
         if health
         else None,
+        window_memory_bytes=parse_memory_bytes(
+            window_memory,
+            setting="--window-memory",
+            at_least_bytes=MIN_WINDOW_MEMORY_BYTES,
+        ),
         log=parse_log_settings(log_level, log_format),
     )
 

@@ -23,6 +23,7 @@ from certs.contexts import inner_server, own_https
 from certs.names import ClusterName
 from shared.errors import Code, StreamReset
 from shared.metrics import Metric
+from shared.mux.budget import WindowBudget
 from shared.mux.stream import Stream
 from shared.program import ProgramFailed
 from shared.settings import HostPort
@@ -108,6 +109,8 @@ class _Server:
         self._store = store
         self._registry = Registry()
         self._tasks = TaskSet("server")
+        # Memory for windows, of all clusters' tunnels together.
+        self._budget = WindowBudget(settings.window_memory_bytes)
         # Replaced together by _renew: our identity, and the context of control streams.
         self._identity = identity
         self._control_context = self._inner_context()
@@ -126,6 +129,7 @@ class _Server:
             self._open_control,
             Parking(settings.resume_time.total_seconds()),
             lambda session: self._door.session_parked(session),
+            self._budget,
         )
         self._registry.when_cut(self._listener.end_parked)
         application = web.Application()

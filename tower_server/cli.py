@@ -14,6 +14,7 @@ from shared.version import VERSION
 from tower_server.settings import (
     ADMIN_SOCKET_NAME,
     DEFAULT_LISTEN,
+    DEFAULT_WINDOW_MEMORY,
     ServeSettings,
     parse_serve_settings,
 )
@@ -144,6 +145,15 @@ def serve(
             "0s ends them at once.",
         ),
     ] = "60s",
+    window_memory: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE",
+            envvar="TOWER_WINDOW_MEMORY",
+            help="How much memory all streams together may use to fill fast and long paths, such as 256Mi or 1Gi; "
+            "one tunnel at most half of it. Near the limit streams get smaller, and none stops.",
+        ),
+    ] = DEFAULT_WINDOW_MEMORY,
     log_level: Annotated[
         str,
         typer.Option(
@@ -191,6 +201,7 @@ def serve(
             tcp_entries=tcp_entry or (),
             metrics=metrics,
             resume_time=resume_time,
+            window_memory=window_memory,
             log_level=log_level,
             log_format=log_format,
         )

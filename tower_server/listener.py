@@ -23,6 +23,7 @@ from websockets.server import ServerProtocol
 from certs.assertion import AgentIdentity, AssertionVerifier, BadAssertion
 from certs.names import ClusterName
 from shared.errors import Code
+from shared.mux.budget import WindowBudget
 from shared.mux.session import Role, Session
 from shared.mux.stream import Stream
 from shared.mux.windows import INITIAL_WINDOW_BYTES
@@ -99,7 +100,10 @@ class TunnelListener:
         open_control: Callable[[LiveSession, Stream], None],
         parking: Parking,
         session_parked: Callable[[Session], None],
+        budget: WindowBudget | None = None,
     ) -> None:
+        # Memory for windows, of all tunnels together.
+        self._budget = budget
         self._parking = parking
         # The front door's: streams of strangers do not wait for an agent.
         self._session_parked = session_parked
@@ -283,6 +287,7 @@ class TunnelListener:
             self,
             find_session=lambda asked: self._find_session(connection, asked),
             keeps_sessions=self._parking.resume_seconds > 0,
+            budget=self._budget,
         )
         self._arriving[connection] = identity
         connection.start(transport)

@@ -11,12 +11,22 @@ from pathlib import Path
 
 from certs.names import DEFAULT_ZONE, ClusterName, parse_cluster_name, parse_zone
 from shared.logs import LogSettings, parse_log_settings
-from shared.settings import HostPort, SettingsError, parse_host_port
+from shared.mux.budget import (
+    DEFAULT_WINDOW_MEMORY_BYTES,
+    MIN_WINDOW_MEMORY_BYTES,
+)
+from shared.settings import (
+    HostPort,
+    SettingsError,
+    parse_host_port,
+    parse_memory_bytes,
+)
 from tower_server.durations import parse_duration
 
 __all__ = [
     "ADMIN_SOCKET_NAME",
     "DEFAULT_LISTEN",
+    "DEFAULT_WINDOW_MEMORY",
     "ServeSettings",
     "TcpEntry",
     "parse_serve_settings",
@@ -24,6 +34,7 @@ __all__ = [
 ]
 
 DEFAULT_LISTEN = "0.0.0.0:8443"
+DEFAULT_WINDOW_MEMORY = f"{DEFAULT_WINDOW_MEMORY_BYTES // 2**20}Mi"
 ADMIN_SOCKET_NAME = "admin.sock"
 
 # An LB's idle cut, an ingress reload, a roaming address: seconds. The reboot of a firewall: a
@@ -64,6 +75,8 @@ class ServeSettings:
     metrics: HostPort | None = None
     # How long a session and its streams wait for their agent after a lost connection.
     resume_time: timedelta = DEFAULT_RESUME_TIME
+    # What all streams together may hold beyond their first windows.
+    window_memory_bytes: int = DEFAULT_WINDOW_MEMORY_BYTES
     log: LogSettings = LogSettings()
 
     def public_address_at(self, bound_port: int) -> HostPort:
@@ -81,6 +94,7 @@ def parse_serve_settings(
     tcp_entries: Sequence[str] = (),
     metrics: str | None = None,
     resume_time: str = "60s",
+    window_memory: str = DEFAULT_WINDOW_MEMORY,
     log_level: str = "info",
     log_format: str = "text",
 ) -> ServeSettings:
@@ -106,6 +120,11 @@ def parse_serve_settings(
         if metrics
         else None,
         resume_time=_parse_resume_time(resume_time),
+        window_memory_bytes=parse_memory_bytes(
+            window_memory,
+            setting="--window-memory",
+            at_least_bytes=MIN_WINDOW_MEMORY_BYTES,
+        ),
         log=parse_log_settings(log_level, log_format),
     )
 

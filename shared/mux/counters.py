@@ -25,8 +25,10 @@ class Counters:
         "opened_by_agent",
         "opened_by_server",
         "received_bytes",
+        "resent_bytes",
         "resets_received",
         "resets_sent",
+        "resumes",
         "sent_bytes",
         "window_stalls",
     )
@@ -41,6 +43,9 @@ class Counters:
         # Streams that we reset; and those that the peer did, or that ended with their session.
         self.resets_sent: defaultdict[Code, int] = defaultdict(int)
         self.resets_received: defaultdict[Code, int] = defaultdict(int)
+        # How often a session went on over another connection, and what was sent again for it.
+        self.resumes = 0
+        self.resent_bytes = 0
         # How often a stream that had data and no credit got some: each stall counts at its end.
         self.window_stalls = 0
 
@@ -60,6 +65,8 @@ class Counters:
             self.resets_sent[code] += count
         for code, count in other.resets_received.items():
             self.resets_received[code] += count
+        self.resumes += other.resumes
+        self.resent_bytes += other.resent_bytes
         self.window_stalls += other.window_stalls
 
     def take_over(self, session: _Counts) -> None:

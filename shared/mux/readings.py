@@ -1,6 +1,8 @@
 """One look at the sessions with one peer: what they have counted, and how their streams stand.
 
-Looking costs a few hundred nanoseconds a stream, and only when somebody looks.
+Looking costs a few hundred nanoseconds a stream, and only when somebody looks. What all
+sessions of a process hold against its ceiling is in its `WindowBudget`: `used_bytes`,
+`ceiling_bytes` and, of windows that wanted more than their share, `held_back`.
 """
 
 from collections.abc import Iterable
@@ -26,6 +28,10 @@ class TunnelReading:
     queued_bytes: int
     # Arrived, and not taken by who reads the stream.
     unread_bytes: int
+    # Promised to senders beyond each stream's first window; counts against the ceilings.
+    window_bytes: int
+    # Sent, kept until the peer has it; beyond 1 MiB it counts against the ceilings, too.
+    kept_bytes: int
     # A copy: it does not change any more.
     counters: Counters
 
@@ -39,17 +45,20 @@ def read_sessions(
     open ones.
     """
     count = open_streams = stalled = queued_bytes = unread_bytes = 0
+    window_bytes = kept_bytes = 0
     rtt_seconds: float | None = None
     for session in sessions:
         count += 1
         measured = session.liveness.round_trip_seconds
         rtt_seconds = rtt_seconds if measured is None else measured
+        kept_bytes += session.replay.kept_bytes
         for stream in session.streams.values():
             open_streams += stream.target != uncounted_target
             stalled += stream.queued_bytes > 0 and stream.send_window.credit_bytes <= 0
             queued_bytes += stream.queued_bytes
             window = stream.receive_window
             unread_bytes += window.received_offset - window.taken_offset
+            window_bytes += window.booked_bytes
     return TunnelReading(
         sessions=count,
         rtt_seconds=rtt_seconds,
@@ -57,5 +66,7 @@ def read_sessions(
         stalled_streams=stalled,
         queued_bytes=queued_bytes,
         unread_bytes=unread_bytes,
+        window_bytes=window_bytes,
+        kept_bytes=kept_bytes,
         counters=counters.copy(),
     )

@@ -6,22 +6,34 @@ received, and the other goes on behind that one, from the kept messages. A messa
 unit because a connection delivers it whole or not at all; what a stream's frames mean is
 never looked at, so nothing can be lost, doubled or reordered by resuming. SPEC 10.
 
-Kept messages are the very bytes that were sent: keeping costs memory and no copy.
+Kept messages are the very bytes that were sent: keeping costs memory and no copy. What is
+kept beyond a small part is booked in the session's budget, together with its windows.
 """
 
 from collections import deque
 
 from shared.errors import PeerProtocolError
+from shared.mux.budget import WindowBudget
 
-__all__ = ["ACK_AFTER_BYTES", "MAX_KEPT_BYTES", "MAX_KEPT_MESSAGES", "Replay"]
+__all__ = [
+    "ACK_AFTER_BYTES",
+    "FREE_KEPT_BYTES",
+    "MAX_KEPT_BYTES",
+    "MAX_KEPT_MESSAGES",
+    "Replay",
+]
 
 # An ACK of its own goes out after so many bytes: a sender's memory is then little more than
 # what is under way. Otherwise ACKs ride in messages that go out anyway.
 ACK_AFTER_BYTES = 64 * 1024
 
-# Beyond this no more data is sent until an ACK comes. 1 Gbit/s over 256 ms; windows hold
-# single streams back earlier, this holds back the sum of them.
-MAX_KEPT_BYTES = 32 * 1024 * 1024
+# So much every session may keep, however little the others leave it: 160 Mbit/s over 50 ms.
+# More than ACK_AFTER_BYTES, so that the ACK which frees it is always on its way.
+FREE_KEPT_BYTES = 1024 * 1024
+
+# Beyond this, or beyond its share of the budget, a session sends no more data until an ACK
+# comes. 1 Gbit/s over 500 ms; windows hold single streams back earlier, this the sum of them.
+MAX_KEPT_BYTES = 64 * 1024 * 1024
 
 # ... nor beyond so many: a message of ten bytes costs fifty more in memory. As few bytes
 # as these hold make an ACK due, so this cannot stall.
@@ -36,9 +48,20 @@ MAX_ANSWER_MESSAGES = 64 * 1024
 class Replay:
     """The messages of one session, in both directions."""
 
-    def __init__(self, max_kept_bytes: int = MAX_KEPT_BYTES) -> None:
-        # Beyond this data waits; at least ACK_AFTER_BYTES, or it would wait for ever.
+    def __init__(
+        self,
+        budget: WindowBudget | None = None,
+        *,
+        free_kept_bytes: int = FREE_KEPT_BYTES,
+        max_kept_bytes: int = MAX_KEPT_BYTES,
+    ) -> None:
+        self._budget = budget or WindowBudget()
+        # Kept without asking; at least ACK_AFTER_BYTES, or data would wait for ever.
+        self.free_kept_bytes = free_kept_bytes
+        # Beyond this data waits.
         self.max_kept_bytes = max_kept_bytes
+        # Of the budget: what is kept beyond `free_kept_bytes`.
+        self.booked_bytes = 0
         # Messages that were sent, and those that the peer says it has.
         self.sent_count = 0
         self.acked_count = 0
@@ -60,9 +83,13 @@ class Replay:
     @property
     def is_full(self) -> bool:
         """Whether data must wait for an ACK."""
+        kept_bytes = self.kept_bytes
+        if kept_bytes >= self.max_kept_bytes or len(self._kept) >= MAX_KEPT_MESSAGES:
+            return True
+        booked_bytes = self.booked_bytes
         return (
-            self.kept_bytes >= self.max_kept_bytes
-            or len(self._kept) >= MAX_KEPT_MESSAGES
+            kept_bytes >= self.free_kept_bytes
+            and booked_bytes >= self._budget.share(booked_bytes)
         )
 
     @property
@@ -78,6 +105,8 @@ class Replay:
         self.sent_count += 1
         self._kept.append(message)
         self.kept_bytes += len(message)
+        if self.kept_bytes > self.free_kept_bytes:
+            self._book()
 
     def acknowledged(self, count: int) -> None:
         """The peer has `count` messages; an older number than we know changes nothing.
@@ -92,6 +121,20 @@ class Replay:
         while self.acked_count < count:
             self.kept_bytes -= len(self._kept.popleft())
             self.acked_count += 1
+        if self.booked_bytes:
+            self._book()
+
+    def _book(self) -> None:
+        booked_bytes = max(0, self.kept_bytes - self.free_kept_bytes)
+        self._budget.change(booked_bytes - self.booked_bytes)
+        self.booked_bytes = booked_bytes
+
+    def close(self) -> None:
+        """The session is over: keep nothing any more."""
+        self._kept.clear()
+        self._resend.clear()
+        self.kept_bytes = 0
+        self._book()
 
     def check_resume(self, count: int) -> None:
         """Look whether `resume` would do; changes nothing.

@@ -17,6 +17,7 @@ Somewhat longer than our files are: it is the one place where frames become call
 from dataclasses import replace
 
 from shared.errors import Code, InvalidState, PeerProtocolError, StreamReset
+from shared.mux.budget import WindowBudget
 from shared.mux.counters import Counters
 from shared.mux.handler import Role, SessionHandler
 from shared.mux.liveness import DEAD_AFTER_SECONDS, Liveness
@@ -55,7 +56,15 @@ class Session:
         now: float,
         *,
         says_hello: bool = True,
+        budget: WindowBudget | None = None,
     ) -> None:
+        """Begin; `says_hello` and `session_ready` follow.
+
+        Args:
+            hello: Ours.
+            says_hello: Whether the agent's HELLO is still to be sent.
+            budget: The process's, of which this session may take a part; None: its own.
+        """
         self.role = role
         self.handler = handler
         # Ours. The server's repeats the agent's session id once that is known.
@@ -77,8 +86,10 @@ class Session:
         # Set by go_away: we refuse new streams. Set by GOAWAY: the peer does.
         self.draining = False
         self.peer_draining = False
+        # Memory for windows and kept messages.
+        self.budget = (budget or WindowBudget()).for_session()
         # Messages under way, for sending them again on another connection.
-        self.replay = Replay()
+        self.replay = Replay(self.budget)
         # No connection carries the session: nothing goes out until `attach`.
         self.detached = False
         # Counts attachments: a connection that was begun for an earlier one is too late.
@@ -139,6 +150,7 @@ class Session:
         replay = self.replay
         again = replay.next_to_resend()
         if again is not None:
+            self.counters.resent_bytes += len(again)
             return again
         message = self._outbox.next_message(
             now,
@@ -201,7 +213,7 @@ class Session:
             self,
             stream_id,
             target,
-            ReceiveWindow(INITIAL_WINDOW_BYTES, self._now),
+            ReceiveWindow(INITIAL_WINDOW_BYTES, self._now, self.budget),
             SendWindow(self.peer.window_bytes),
         )
         self._table.add_own(stream)
@@ -224,6 +236,7 @@ class Session:
         self.closed = True
         self._table.end_all(code, reason)
         self._outbox.clear()
+        self.replay.close()
 
     # A lost connection
 
@@ -265,6 +278,7 @@ class Session:
         self.liveness.start_over(now)
         self.detached = False
         self.epoch += 1
+        self.counters.resumes += 1
         if self.role is Role.SERVER:
             self.hello = self.resume_hello()
             self._say_hello()
@@ -363,7 +377,7 @@ class Session:
             self,
             stream_id,
             opened.target,
-            ReceiveWindow(self.hello.window_bytes, self._now),
+            ReceiveWindow(self.hello.window_bytes, self._now, self.budget),
             SendWindow(opened.limit_offset),
         )
         self._table.add_peers(stream)
@@ -389,6 +403,7 @@ class Session:
         elif type_ == FrameType.EOF:
             stream.receive_window.received(frames.parse_offset(payload), 0)
             stream.move(Input.RECEIVE_EOF)
+            stream.receive_window.finish()
             if stream.handler is not None:
                 self._table.tell(stream, stream.handler.eof_received)
             if stream.closed:

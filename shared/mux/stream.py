@@ -174,8 +174,11 @@ class Stream:
             self.session.stream_reset(self, code, reason)
 
     def taken(self, count: int) -> None:
-        if self.receive_window.taken(count) and self.state in RECEIVING_STATES:
-            self.session.window_due(self)
+        if self.receive_window.taken(count):
+            if self.state in RECEIVING_STATES:
+                self.session.window_due(self)
+            elif self.state is State.REMOTE_CLOSED:
+                self.receive_window.finish()
 
     # What else the owner may call
 

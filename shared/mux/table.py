@@ -110,6 +110,7 @@ class StreamTable:
         self.live.clear()
         self.peer_count = 0
         for stream in streams:
+            stream.receive_window.close()
             self.lose(stream, StreamReset(code, reason))
 
     def lose(self, stream: Stream, error: StreamReset | None) -> None:
@@ -135,4 +136,5 @@ class StreamTable:
             return False
         if not self.is_own(stream.id):
             self.peer_count -= 1
+        stream.receive_window.close()
         return self._drop(stream)

@@ -6,6 +6,7 @@ knows frames or sockets: callers pass offsets and act on what comes back. SPEC 6
 """
 
 from shared.errors import FlowControlError, InvalidState, PeerProtocolError
+from shared.mux.budget import WindowBudget
 
 __all__ = [
     "INITIAL_WINDOW_BYTES",
@@ -14,43 +15,80 @@ __all__ = [
     "SendWindow",
 ]
 
-# Keeps one stream busy at 40 Mbit/s over a 50 ms round trip (250 kB in flight), and is
-# all that a stream which nobody reads can ever make us hold. yamux starts the same.
-INITIAL_WINDOW_BYTES = 256 * 1024
+# All that a stream can make us hold of which nobody ever reads, so that a thousand of those
+# cost 32 MiB; and twice the first flight of a TCP connection (RFC 6928: 14 KiB).
+INITIAL_WINDOW_BYTES = 32 * 1024
 
-# A full 1 Gbit/s path with 64 ms round trip. Only streams whose reader keeps up grow.
-MAX_WINDOW_BYTES = 8 * 1024 * 1024
+# 25 MB are under way at 1 Gbit/s and 200 ms; a window wants to be twice to four times that,
+# because what is measured comes late.
+MAX_WINDOW_BYTES = 64 * 1024 * 1024
+
+# A WINDOW goes out for so much at the latest: half of a large window would leave the sender
+# with too little, and more often than this nobody notices.
+MAX_STEP_BYTES = 1024 * 1024
 
 # On a short path the measured round trip says little: what a busy loop at either end adds
-# is longer. Emptying half a window within this time counts as keeping up, too.
+# is longer. Bytes are counted over at least this time.
 SHORT_PATH_SECONDS = 0.005
 
-# Round trips count as at least this: uvloop's clock has no finer step, so on a fast network
-# it measures 0.0, by which no reader would ever be fast enough.
-MIN_ROUND_TRIP_SECONDS = 0.001
+# A window is at most so large, by all that its reader has taken. What it takes first proves
+# little: the kernel's buffers swallow some hundred KiB for a reader that is stuck. Where
+# round trips cost nothing we wait for better proof; else a window grows threefold in each.
+PROOF_SHORT_PATH = 1 / 4
+PROOF_LONG_PATH = 4
+
+# How much larger than the measured bandwidth-delay product a window should be: at twice that
+# a sender is not held back yet (half of it waits for the next WINDOW), beyond four times it
+# is memory that somebody else could use.
+GROW_BELOW, AIM_AT, SHRINK_ABOVE = 2, 3, 4
+
+_NOTHING_SHARED = WindowBudget(2**62)
 
 
 class ReceiveWindow:
-    """What we have received of a stream, and how far the peer may send."""
+    """What we have received of a stream, and how far the peer may send.
+
+    The size follows the bandwidth-delay product: the bytes that the reader takes in one round
+    trip. A limit that was given cannot be taken back; a window that shall be smaller stays
+    where it is until the reader has caught up. What is larger than the first window is
+    booked in a budget, which bounds it; the first window every stream has for itself.
+    """
 
     __slots__ = (
+        "_budget",
+        "_due_offset",
+        "_is_finished",
+        "_marked_at",
+        "_marked_offset",
+        "booked_bytes",
+        "floor_bytes",
         "limit_offset",
         "received_offset",
         "size_bytes",
         "taken_offset",
-        "updated_at",
     )
 
-    def __init__(self, size_bytes: int, now: float) -> None:
-        self.size_bytes = size_bytes
+    def __init__(
+        self, size_bytes: int, now: float, budget: WindowBudget = _NOTHING_SHARED
+    ) -> None:
+        self._budget = budget
+        # What the window never falls below, and what it is now.
+        self.floor_bytes = self.size_bytes = size_bytes
         # Offset after the last byte that arrived, in order. Never moves back.
         self.received_offset = 0
         # Offset after the last byte that the handler took. <= received_offset.
         self.taken_offset = 0
         # The peer may send bytes below this offset. Never moves back.
         self.limit_offset = size_bytes
-        # When the limit last moved, to see whether the reader keeps up.
-        self.updated_at = now
+        # When this much is taken a WINDOW is due. <= limit_offset, else we could stall.
+        self._due_offset = max(1, size_bytes // 2)
+        # The last byte has arrived.
+        self._is_finished = False
+        # Where the reader was when we last measured, and when.
+        self._marked_offset = 0
+        self._marked_at = now
+        # Of the budget. At least what is promised beyond the floor.
+        self.booked_bytes = 0
 
     def received(self, offset: int, count: int) -> None:
         """Account for `count` bytes that arrived at `offset`.
@@ -83,22 +121,65 @@ class ReceiveWindow:
         self.taken_offset += count
         if self.taken_offset > self.received_offset:
             raise InvalidState(f"taken {self.taken_offset} of {self.received_offset}")
-        free = self.taken_offset + self.size_bytes - self.limit_offset
-        return free >= self.size_bytes // 2
+        return self.taken_offset >= self._due_offset
 
     def advance(self, now: float, round_trip_seconds: float) -> int:
-        """Move the limit by what was taken and return it.
-
-        A reader that empties half a window in less than two round trips is held back by
-        the window, not by itself: the window doubles, up to its maximum.
-        """
-        if self.size_bytes < MAX_WINDOW_BYTES and now - self.updated_at < max(
-            2 * round_trip_seconds, SHORT_PATH_SECONDS
-        ):
-            self.size_bytes *= 2
-        self.updated_at = now
-        self.limit_offset = max(self.limit_offset, self.taken_offset + self.size_bytes)
+        """Fit the size to what was measured, move the limit by what was taken, return it."""
+        if self._is_finished:  # since the WINDOW became due
+            return self.limit_offset
+        size, floor = self._fitting_size(now, round_trip_seconds), self.floor_bytes
+        if size > floor:
+            share = self._budget.share(self.booked_bytes)
+            if size - floor > share:
+                self._budget.note_held_back()
+                size = floor + max(0, share)
+        self.size_bytes = size = max(size, floor)
+        taken = self.taken_offset
+        self.limit_offset = max(self.limit_offset, taken + size)
+        step = max(1, min(size // 2, MAX_STEP_BYTES))
+        self._due_offset = min(taken + step, self.limit_offset)
+        self._book(max(0, self.limit_offset - taken - floor))
         return self.limit_offset
+
+    def _fitting_size(self, now: float, round_trip_seconds: float) -> int:
+        """How large the window should be by what the reader has taken lately."""
+        size, elapsed = self.size_bytes, now - self._marked_at
+        interval = max(round_trip_seconds, SHORT_PATH_SECONDS)
+        product = self.taken_offset - self._marked_offset
+        is_whole = elapsed >= interval
+        if is_whole:
+            product = int(product * interval / elapsed)
+        if GROW_BELOW * product >= size:
+            # Held back by the window: how large it should be cannot be measured yet.
+            is_short = round_trip_seconds < SHORT_PATH_SECONDS
+            proof = PROOF_SHORT_PATH if is_short else PROOF_LONG_PATH
+            most = min(4 * size, MAX_WINDOW_BYTES, int(proof * self.taken_offset))
+            size = max(size, min(most, AIM_AT * product) if is_whole else most)
+        elif not is_whole:
+            return size  # too early to tell; the mark stays
+        elif SHRINK_ABOVE * product < size:
+            # By halves: after a pause, too, the first measurement is of a slow reader.
+            size = max(size // 2, AIM_AT * product)
+        self._marked_offset, self._marked_at = self.taken_offset, now
+        return size
+
+    def _book(self, booked_bytes: int) -> None:
+        if booked_bytes != self.booked_bytes:
+            self._budget.change(booked_bytes - self.booked_bytes)
+            self.booked_bytes = booked_bytes
+
+    def finish(self) -> None:
+        """Nothing will arrive any more: only what is not taken yet is booked.
+
+        Call it again when `taken` says so.
+        """
+        self._is_finished, self._due_offset = True, self.received_offset
+        unread_bytes = self.received_offset - self.taken_offset
+        self._book(max(0, unread_bytes - self.floor_bytes))
+
+    def close(self) -> None:
+        """The stream is over: book nothing any more."""
+        self._book(0)
 
 
 class SendWindow:

@@ -22,6 +22,7 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 
 from shared.errors import Code, PeerProtocolError
+from shared.mux.budget import WindowBudget
 from shared.mux.session import Role, Session
 from shared.mux.stream import Stream
 from shared.tunnel.owner import TunnelOwner
@@ -77,6 +78,7 @@ class TunnelConnection(asyncio.Protocol):
         resume: Session | None = None,
         find_session: FindSession | None = None,
         keeps_sessions: bool = False,
+        budget: WindowBudget | None = None,
     ) -> None:
         """Prepare; `start` begins.
 
@@ -87,6 +89,7 @@ class TunnelConnection(asyncio.Protocol):
                 look with `replay.check_resume` before it takes a session off a live connection.
             keeps_sessions: When the connection is lost the session stays, detached, and
                 the owner either resumes or closes it.
+            budget: The process's memory for windows.
         """
         self._loop = asyncio.get_running_loop()
         self._websocket = websocket
@@ -118,13 +121,14 @@ class TunnelConnection(asyncio.Protocol):
         self._hello = hello
         self._find_session = find_session
         self._keeps_sessions = keeps_sessions
+        self._budget = budget
         # Whether the peer's first message has been dealt with: the session is ours from then.
         self._greeted = False
         # The agent's session to be resumed, and its epoch when we asked for it.
         self._resume = resume
         self._resume_epoch = resume.epoch if resume is not None else 0
         # A new one, until the first message shows that another goes on.
-        self.session = Session(role, hello, self, self._started_at)
+        self.session = Session(role, hello, self, self._started_at, budget=budget)
 
     # Life
 
@@ -293,7 +297,12 @@ class TunnelConnection(asyncio.Protocol):
                 Code.SESSION_LOST, "the server does not have the session any more"
             )
             self.session = Session(
-                self._role, session.hello, self, now, says_hello=False
+                self._role,
+                session.hello,
+                self,
+                now,
+                says_hello=False,
+                budget=self._budget,
             )
             self.session.receive_message(message, now)
 

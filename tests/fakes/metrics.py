@@ -27,6 +27,8 @@ def reading(counters: Counters | None = None, **changes: object) -> TunnelReadin
         "stalled_streams": 2,
         "queued_bytes": 400,
         "unread_bytes": 50,
+        "window_bytes": 7000,
+        "kept_bytes": 600,
         "counters": counters or Counters(),
     }
     return TunnelReading(**(fields | changes))  # type: ignore[arg-type]

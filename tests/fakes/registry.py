@@ -16,6 +16,8 @@ NO_TRAFFIC = TunnelReading(
     stalled_streams=0,
     queued_bytes=0,
     unread_bytes=0,
+    window_bytes=0,
+    kept_bytes=0,
     counters=Counters(),
 )
 

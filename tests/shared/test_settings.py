@@ -4,7 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.settings import HostPort, SettingsError, parse_host_port
+from shared.settings import (
+    HostPort,
+    SettingsError,
+    parse_host_port,
+    parse_memory_bytes,
+)
 
 
 @pytest.mark.parametrize(
@@ -80,3 +85,29 @@ def test_no_text_raises_anything_else(text: str) -> None:
         parse_host_port(text, setting="--listen")
     except SettingsError:
         pass
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [("16Mi", 2**24), ("256MiB", 2**28), ("1Gi", 2**30), ("2GiB", 2**31)],
+)
+def test_a_size_of_memory_is_written_as_kubernetes_or_people_do(
+    text: str, size_bytes: int
+) -> None:
+    read = parse_memory_bytes(text, setting="--memory", at_least_bytes=2**24)
+    assert read == size_bytes
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "256", "256M", "1.5Gi", "-1Gi", "256 Mi", "1Ti", "9" * 10 + "Gi", "٣Mi"],
+)
+def test_any_other_size_is_refused_in_one_sentence(text: str) -> None:
+    with pytest.raises(SettingsError, match="such as 256Mi") as caught:
+        parse_memory_bytes(text, setting="--memory", at_least_bytes=0)
+    assert str(caught.value).startswith("--memory ")
+
+
+def test_too_little_memory_is_refused_with_what_is_enough() -> None:
+    with pytest.raises(SettingsError, match="write 16Mi or more"):
+        parse_memory_bytes("15Mi", setting="--memory", at_least_bytes=2**24)

@@ -191,3 +191,11 @@ def test_health_is_off_unless_it_is_asked_for() -> None:
     assert parse_agent_settings(state_dir="/s").health is None
     settings = parse_agent_settings(state_dir="/s", health="127.0.0.1:0")
     assert settings.health == HostPort(host="127.0.0.1", port=0)
+
+
+def test_memory_for_windows_is_a_quarter_gibibyte_unless_told_otherwise() -> None:
+    assert parse_agent_settings(state_dir="/s").window_memory_bytes == 2**28
+    settings = parse_agent_settings(state_dir="/s", window_memory="1Gi")
+    assert settings.window_memory_bytes == 2**30
+    with pytest.raises(SettingsError, match="--window-memory"):
+        parse_agent_settings(state_dir="/s", window_memory="1Mi")

@@ -97,6 +97,8 @@ def test_top_has_every_known_cluster_with_its_totals(
         stalled_streams=1,
         queued_bytes=30,
         unread_bytes=40,
+        window_bytes=0,
+        kept_bytes=0,
         counters=counters,
     )
     first, second = admin.get("top"), admin.get("top")

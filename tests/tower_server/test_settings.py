@@ -128,3 +128,16 @@ def test_two_tcp_entries_cannot_have_one_address_unless_the_system_chooses() -> 
 
 def test_server_and_admin_command_mean_the_same_socket() -> None:
     assert SOCKET_NAME == ADMIN_SOCKET_NAME
+
+
+def test_memory_for_windows_is_a_quarter_gibibyte_unless_told_otherwise() -> None:
+    assert (
+        parse_serve_settings(state_dir="/s", listen="127.0.0.1:0").window_memory_bytes
+        == 2**28
+    )
+    settings = parse_serve_settings(
+        state_dir="/s", listen="127.0.0.1:0", window_memory="1Gi"
+    )
+    assert settings.window_memory_bytes == 2**30
+    with pytest.raises(SettingsError, match="--window-memory"):
+        parse_serve_settings(state_dir="/s", listen="127.0.0.1:0", window_memory="1Mi")

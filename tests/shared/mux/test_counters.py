@@ -5,6 +5,7 @@ Every number is compared with what the test itself has seen go by.
 
 from shared.errors import Code
 from shared.mux.counters import Counters
+from tests.fakes.session_links import ResumingPair
 from tests.fakes.session_pair import SessionPair
 
 
@@ -117,3 +118,20 @@ def test_a_copy_does_not_change_any_more() -> None:
     counters.stream_opened(1)
     counters.resets_sent[Code.OK] += 1
     assert copied.opened_by_agent == 0 and copied.resets_sent == {Code.OK: 1}
+
+
+def test_a_resume_counts_at_both_ends_with_what_it_sends_again() -> None:
+    pair = ResumingPair()
+    near = pair.server.open()
+    near.stream.write(b"x" * 5000)
+    pair.pull(pair.server)
+    pair.cut()
+    pair.settle()
+    server, agent = pair.server.session.counters, pair.agent.session.counters
+    assert (server.resumes, agent.resumes) == (1, 1)
+    assert 5000 < server.resent_bytes < 5200 and agent.resent_bytes < 200
+    total = Counters()
+    total.add(server)
+    total.add(agent)
+    assert total.resumes == 2
+    assert total.resent_bytes == server.resent_bytes + agent.resent_bytes

@@ -2,6 +2,7 @@
 
 from shared.mux.counters import Counters
 from shared.mux.readings import TunnelReading, read_sessions
+from tests.fakes.session_links import ResumingPair
 from tests.fakes.session_pair import SessionPair
 
 
@@ -47,3 +48,20 @@ def test_the_round_trip_is_that_of_the_newest_session_that_knows_one() -> None:
     unmeasured.server.session.liveness.round_trip_seconds = None
     reading = look(older, newer, unmeasured)
     assert (reading.sessions, reading.rtt_seconds) == (3, 0.1)
+
+
+def test_memory_that_counts_against_the_ceilings_is_seen() -> None:
+    pair = ResumingPair()
+    near = pair.server.open()
+    near.stream.write(b"x" * 200_000)
+    for _ in range(6):
+        pair.settle()
+        pair.sleep(0.01)
+    window = pair.agent.handlers[near.stream.id].stream.receive_window
+    assert window.booked_bytes > 0
+    assert look(pair, at="agent").window_bytes == window.booked_bytes
+    assert pair.agent.session.budget.used_bytes == window.booked_bytes
+    pair.cut()
+    near.stream.write(b"x" * 10_000)
+    pair.pull(pair.server)
+    assert look(pair).kept_bytes >= 10_000

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from shared.errors import PeerProtocolError
 from shared.mux import replay as module
+from shared.mux.budget import WindowBudget
 from shared.mux.replay import ACK_AFTER_BYTES, MAX_KEPT_BYTES, Replay
 
 MESSAGES = [b"one", b"two", b"three", b"four"]
@@ -168,3 +169,39 @@ def test_a_peer_gets_every_message_once_and_in_order(
     got += on_the_way + resent(replay)
     assert len(got) == replay.sent_count
     assert [int(message) for message in got] == sorted({int(m) for m in got})
+
+
+def test_what_is_kept_beyond_the_free_part_is_booked_and_given_back() -> None:
+    budget = WindowBudget(1000)
+    replay = Replay(budget, free_kept_bytes=100)
+    replay.sent(bytes(90))
+    assert budget.used_bytes == 0
+    replay.sent(bytes(90))
+    assert budget.used_bytes == 80
+    replay.acknowledged(1)
+    assert budget.used_bytes == 0
+    replay.sent(bytes(50))
+    replay.close()
+    assert (budget.used_bytes, replay.kept_bytes, replay.has_more_to_resend) == (
+        0,
+        0,
+        False,
+    )
+
+
+def test_data_waits_when_its_share_is_used_up_and_never_for_the_free_part() -> None:
+    budget = WindowBudget(900)
+    replay = Replay(budget, free_kept_bytes=100)
+    while not replay.is_full:
+        replay.sent(bytes(10))
+    assert replay.kept_bytes == 100 + 600, "two thirds"
+    budget.change(300)
+    replay.acknowledged(replay.sent_count)
+    budget.change(600)  # others have it all
+    assert not replay.is_full
+    replay.sent(bytes(99))
+    assert not replay.is_full
+    replay.sent(bytes(1))
+    assert replay.is_full
+    replay.acknowledged(replay.sent_count)
+    assert not replay.is_full

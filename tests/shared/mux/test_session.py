@@ -275,12 +275,12 @@ def test_a_small_stream_overtakes_bulk_by_all_but_one_turn_each() -> None:
 def test_many_tiny_writes_make_one_frame_and_no_message_over_the_limit() -> None:
     pair = SessionPair()
     near, far = opened(pair)
-    for number in range(60_000):
+    for number in range(30_000):
         near.stream.write(bytes([number % 251]))
     message = pair.server.session.data_to_send(pair.now)
     assert types(message) == [FrameType.DATA]
     pair.feed(pair.agent, message)
-    assert far.received == bytes(number % 251 for number in range(60_000))
+    assert far.received == bytes(number % 251 for number in range(30_000))
 
 
 @pytest.mark.parametrize("streams", [1, 5, 40])

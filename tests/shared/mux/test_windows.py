@@ -1,7 +1,8 @@
 """Flow-control arithmetic with integers: nothing overruns, nothing stalls.
 
-Covered: limits, offsets that do not follow, late WINDOWs, growth, the property that a
-reader which takes everything always lets the writer go on.
+Covered: limits, offsets that do not follow, late WINDOWs; growth to the bandwidth-delay product
+and back; what is booked in a budget; the property that a reader which takes everything always
+lets the writer go on.
 """
 
 import pytest
@@ -9,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import FlowControlError, InvalidState, PeerProtocolError
-from shared.mux.windows import MAX_WINDOW_BYTES, ReceiveWindow, SendWindow
+from shared.mux.budget import WindowBudget
+from shared.mux.windows import (
+    INITIAL_WINDOW_BYTES,
+    MAX_WINDOW_BYTES,
+    ReceiveWindow,
+    SendWindow,
+)
 
 
 def test_data_up_to_the_limit_is_taken_and_one_byte_more_is_not() -> None:
@@ -43,35 +50,152 @@ def test_taking_more_than_arrived_is_a_bug_of_the_caller() -> None:
         window.taken(11)
 
 
-def test_a_reader_that_keeps_up_doubles_the_window_up_to_its_maximum() -> None:
-    window, now = ReceiveWindow(MAX_WINDOW_BYTES // 4, now=0.0), 0.0
-    for expected in (2, 1, 1):
-        window.received(
-            window.received_offset, window.limit_offset - window.received_offset
+class Reader:
+    """Takes what the window lets through, at a rate, over a path that does not limit it."""
+
+    def __init__(
+        self, round_trip: float, budget: WindowBudget | None = None, life_bytes: int = 0
+    ) -> None:
+        self.now, self.round_trip = 0.0, round_trip
+        self.window = ReceiveWindow(
+            INITIAL_WINDOW_BYTES, self.now, budget or WindowBudget(2**62)
         )
-        window.taken(window.received_offset - window.taken_offset)
-        now += 0.1
-        window.advance(now, round_trip_seconds=0.1)
-        assert window.size_bytes == MAX_WINDOW_BYTES // expected
+        # As if it had taken so much before.
+        window = self.window
+        window.received_offset = window.taken_offset = window.limit_offset = life_bytes
+        window.limit_offset += INITIAL_WINDOW_BYTES
+
+    def take_a_flight(self, within: float) -> None:
+        """What the window permits arrives at once, a round trip after it was permitted."""
+        window = self.window
+        self.now += self.round_trip
+        count = window.limit_offset - window.received_offset
+        window.received(window.received_offset, count)
+        pieces = max(1, min(64, count // 4096))
+        for piece in range(pieces):
+            self.now += within / pieces
+            if window.taken(count // pieces + (count % pieces if not piece else 0)):
+                window.advance(self.now, self.round_trip)
 
 
-def test_a_slow_reader_keeps_its_window() -> None:
-    window = ReceiveWindow(1000, now=0.0)
-    window.received(0, 1000)
-    window.taken(1000)
-    window.advance(now=0.21, round_trip_seconds=0.1)
-    assert window.size_bytes == 1000
-
-
-@pytest.mark.parametrize("round_trip", [0.0, 0.0001])
-def test_a_round_trip_below_the_clocks_step_does_not_stop_growth(
+@pytest.mark.parametrize("round_trip", [0.05, 0.2])
+def test_a_bulk_stream_has_a_window_of_25_megabytes_after_few_round_trips(
     round_trip: float,
 ) -> None:
-    window = ReceiveWindow(1000, now=0.0)
-    window.received(0, 1000)
-    window.taken(1000)
-    window.advance(now=0.001, round_trip_seconds=round_trip)
-    assert window.size_bytes == 2000
+    reader = Reader(round_trip)
+    for _ in range(7):
+        reader.take_a_flight(within=0.0)
+    assert reader.window.size_bytes >= 25_000_000
+    for _ in range(3):
+        reader.take_a_flight(within=0.0)
+    assert reader.window.size_bytes == MAX_WINDOW_BYTES
+
+
+def test_what_a_local_kernel_swallows_makes_no_window_grow() -> None:
+    reader = Reader(0.0003)
+    while reader.window.taken_offset < 4 * INITIAL_WINDOW_BYTES:
+        reader.take_a_flight(within=0.0)
+    assert reader.window.size_bytes <= 1.25 * INITIAL_WINDOW_BYTES
+
+
+@pytest.mark.parametrize("round_trip", [0.0, 0.0003])
+def test_a_bulk_stream_on_a_short_path_grows_within_milliseconds(
+    round_trip: float,
+) -> None:
+    reader = Reader(round_trip)
+    while reader.window.size_bytes < 2 * 1024 * 1024 and reader.now < 1:
+        reader.take_a_flight(within=0.0001)
+    assert reader.now < 0.02
+
+
+@pytest.mark.parametrize("rate", [1e5, 1e6, 25e6, 125e6])
+def test_a_window_settles_at_two_to_four_times_what_is_taken_in_a_round_trip(
+    rate: float,
+) -> None:
+    reader, product = Reader(0.1), rate * 0.1
+    for _ in range(400):
+        window = reader.window
+        count = min(window.limit_offset - window.received_offset, int(rate / 100))
+        window.received(window.received_offset, count)
+        reader.now += 0.01
+        if window.taken(count):
+            window.advance(reader.now, 0.1)
+    least = max(min(1.9 * product, MAX_WINDOW_BYTES), INITIAL_WINDOW_BYTES)
+    assert least <= reader.window.size_bytes <= max(4.3 * product, INITIAL_WINDOW_BYTES)
+
+
+def test_a_window_falls_back_when_its_reader_slows_down() -> None:
+    reader = Reader(0.05)
+    for _ in range(9):
+        reader.take_a_flight(within=0.0)
+    assert reader.window.size_bytes == MAX_WINDOW_BYTES
+    limit = reader.window.limit_offset
+    for _ in range(3000):
+        window = reader.window
+        count = min(window.limit_offset - window.received_offset, 100_000)
+        window.received(window.received_offset, count)
+        reader.now += 0.1
+        if window.taken(count):
+            assert window.advance(reader.now, 0.05) >= limit, "a limit never falls"
+            limit = window.limit_offset
+    assert reader.window.size_bytes <= 4 * 50_000
+    assert limit - reader.window.taken_offset <= 5 * 50_000
+
+
+def test_a_pause_costs_half_the_window_at_most() -> None:
+    reader = Reader(0.05)
+    for _ in range(6):
+        reader.take_a_flight(within=0.0)
+    before = reader.window.size_bytes
+    reader.now += 3600
+    sizes = []
+    for _ in range(3):
+        reader.take_a_flight(within=0.0)
+        sizes.append(reader.window.size_bytes)
+    assert min(sizes) >= before // 2 and sizes[-1] >= before
+
+
+def test_the_first_window_is_the_streams_own_and_the_rest_is_booked() -> None:
+    budget = WindowBudget(2**30)
+    reader = Reader(0.05, budget)
+    assert budget.used_bytes == 0
+    for _ in range(5):
+        reader.take_a_flight(within=0.0)
+    window = reader.window
+    promised = window.limit_offset - window.taken_offset
+    assert promised > INITIAL_WINDOW_BYTES
+    assert budget.used_bytes >= promised - INITIAL_WINDOW_BYTES
+    window.close()
+    assert budget.used_bytes == 0
+
+
+def test_without_a_budget_left_a_stream_goes_on_with_its_first_window() -> None:
+    budget = WindowBudget(2**20)
+    budget.change(2**20)
+    reader = Reader(0.05, budget)
+    for flight in range(1, 20):
+        reader.take_a_flight(within=0.0)
+        assert reader.window.taken_offset == flight * INITIAL_WINDOW_BYTES
+    assert reader.window.booked_bytes == 0
+    budget.change(-(2**20))
+    reader.take_a_flight(within=0.0)
+    assert reader.window.size_bytes > INITIAL_WINDOW_BYTES
+
+
+def test_after_the_end_only_what_is_unread_is_booked() -> None:
+    budget = WindowBudget(2**30)
+    reader = Reader(0.05, budget)
+    for _ in range(5):
+        reader.take_a_flight(within=0.0)
+    window = reader.window
+    window.received(window.received_offset, 100_000)
+    window.finish()
+    assert budget.used_bytes == 100_000 - INITIAL_WINDOW_BYTES
+    assert not window.taken(99_999)
+    assert window.taken(1)
+    window.advance(reader.now, 0.05)  # was due before the end came
+    window.finish()
+    assert budget.used_bytes == 0
 
 
 @given(

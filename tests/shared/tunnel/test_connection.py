@@ -168,8 +168,8 @@ async def test_a_peer_that_never_reads_cannot_keep_us_from_closing() -> None:
         async with TunnelPair(via=FaultyRelay) as pair:
             record(pair)
             pair.relay.freeze()
-            for _ in range(80):
-                open_recorded(pair.server).stream.write(bytes(250_000))
+            for _ in range(640):  # 20 MB: each fills its first window
+                open_recorded(pair.server).stream.write(bytes(32_000))
             await until(lambda: pair.server._blocked)
             held = pair.server._transport.get_write_buffer_size()
             pair.server.close(Code.OK, "bye")
@@ -198,8 +198,8 @@ async def test_a_peer_that_stops_reading_is_cut_off_although_it_speaks() -> None
         async with TunnelPair() as pair:
             record(pair)
             pair.agent._transport.pause_reading()
-            for _ in range(80):
-                open_recorded(pair.server).stream.write(bytes(250_000))
+            for _ in range(640):  # 20 MB: each fills its first window
+                open_recorded(pair.server).stream.write(bytes(32_000))
             await until(lambda: pair.server._blocked)
             started = time.monotonic()
             while not pair.server_owner.lost.is_set():
@@ -223,8 +223,8 @@ async def test_a_peer_that_reads_slowly_is_not_cut_off() -> None:
     try:
         async with TunnelPair() as pair:
             record(pair)
-            for _ in range(80):
-                open_recorded(pair.server).stream.write(bytes(250_000))
+            for _ in range(640):  # 20 MB: each fills its first window
+                open_recorded(pair.server).stream.write(bytes(32_000))
             ends = time.monotonic() + 2.5
             while time.monotonic() < ends:
                 pair.agent._transport.resume_reading()
