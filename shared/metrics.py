@@ -26,6 +26,7 @@ __all__ = [
     "MetricsPage",
     "build_info",
     "counter",
+    "draining",
     "gauge",
     "tunnel_metrics",
 ]
@@ -58,6 +59,16 @@ def build_info(program: str) -> Metric:
         "1, with the program and its version.",
         ("program", "version"),
         [((program, VERSION), 1)],
+    )
+
+
+def draining(is_draining: bool) -> Metric:
+    """Whether the program stops, and gives what runs its time to end."""
+    return gauge(
+        "tower_draining",
+        "1 while the program stops and lets running streams end, else 0.",
+        (),
+        [((), is_draining)],
     )
 
 

@@ -6,8 +6,26 @@ Only text is judged here. Whether a name resolves or a port is free shows when i
 import ipaddress
 import re
 from dataclasses import dataclass
+from datetime import timedelta
 
-__all__ = ["HostPort", "SettingsError", "parse_host_port", "parse_memory_bytes"]
+from shared.durations import parse_duration
+
+__all__ = [
+    "DEFAULT_DRAIN_TIME",
+    "HostPort",
+    "SettingsError",
+    "parse_drain_time",
+    "parse_host_port",
+    "parse_memory_bytes",
+]
+
+# Kubernetes kills a pod 30 s after it was asked to stop, unless its
+# terminationGracePeriodSeconds says otherwise. What comes before (the news reaches a load
+# balancer) and behind (last words, files) takes seconds; the rest is for streams.
+DEFAULT_DRAIN_TIME = timedelta(seconds=20)
+
+# A night's download ends. A watch never does: who waits longer for it waits for ever.
+MAX_DRAIN_TIME = timedelta(hours=12)
 
 MAX_PORT = 65535
 
@@ -103,6 +121,24 @@ def parse_memory_bytes(text: str, *, setting: str, at_least_bytes: int) -> int:
             f"{setting} {text} is too little to work with: write {at_least_bytes // 1024**2}Mi or more."
         )
     return size_bytes
+
+
+def parse_drain_time(text: str) -> timedelta:
+    """Read the time that running streams get when a program is asked to stop.
+
+    Raises:
+        SettingsError: If it is no span of time, or too long a one.
+    """
+    try:
+        time = parse_duration(text)
+    except ValueError as error:
+        raise SettingsError(f"--drain-time: {error}") from None
+    if time > MAX_DRAIN_TIME:
+        raise SettingsError(
+            f"--drain-time {text} is longer than {MAX_DRAIN_TIME.seconds // 3600} hours: streams that have not "
+            "ended by then do not end by themselves."
+        )
+    return time
 
 
 def _parse_host(host: str, text: str, setting: str) -> str:

@@ -10,11 +10,11 @@ Everything is synchronous and called from the event loop's thread. No method blo
 none raises for what the peer did: that comes as `stream_closed`.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from shared.errors import Code, StreamReset
 
-__all__ = ["ByteStream", "StreamHandler"]
+__all__ = ["ByteStream", "StreamHandler", "WindsDown", "wind_down"]
 
 
 class ByteStream(Protocol):
@@ -64,3 +64,23 @@ class StreamHandler(Protocol):
 
     def resume_writing(self) -> None:
         """The queue has drained."""
+
+
+@runtime_checkable
+class WindsDown(Protocol):
+    """A handler that can end its stream between two pieces of work, without harm.
+
+    Others have one piece of work (a download, a watch) and end when that does.
+    """
+
+    def wind_down(self) -> None:
+        """The tunnel below is to end: leave it as soon as nothing is interrupted.
+
+        Called again and again until the stream is over.
+        """
+
+
+def wind_down(handler: object) -> None:
+    """Tell a handler, if it is of that kind."""
+    if isinstance(handler, WindsDown):
+        handler.wind_down()

@@ -87,6 +87,7 @@ async def run(settings: AgentSettings) -> None:
         stack.push_async_callback(agent.close)
         if settings.health is not None:
             await _serve_health(stack, settings.health, agent)
+        stack.push_async_callback(agent.drain, settings.drain_time.total_seconds())
         await agent.run()
 
 
@@ -95,7 +96,7 @@ async def _serve_health(
 ) -> None:
     try:
         await stack.enter_async_context(
-            serve_health(address, agent.is_connected, agent.metrics)
+            serve_health(address, agent.not_ready, agent.metrics)
         )
     except OSError as error:
         reason = error.strerror or str(error)
@@ -238,6 +239,8 @@ class _Agent:
     ) -> None:
         self._credentials = credentials
         self._tasks = TaskSet("agent")
+        # Set by drain.
+        self._is_draining = False
         # Of all tunnels, one after the other.
         self._counters = Counters()
         # Memory for windows, of all tunnels together.
@@ -270,8 +273,11 @@ class _Agent:
             budget=self._budget,
         )
 
-    def is_connected(self) -> bool:
-        return self._link.current is not None
+    def not_ready(self) -> str | None:
+        """Why the host cannot use the member through this agent now, if that is so."""
+        if self._is_draining:
+            return "draining: the agent stops"
+        return None if self._link.current is not None else "no tunnel to the server"
 
     def metrics(self) -> Iterable[Metric]:
         sessions = [tunnel.session for tunnel in self._link.tunnels]
@@ -280,6 +286,7 @@ class _Agent:
             read_sessions(sessions, self._counters, uncounted_target=CONTROL_TARGET),
             answers=self._sealed.answers.copy(),
             client_connections=self._sealed.open_connections,
+            is_draining=self._is_draining,
         )
 
     async def run(self) -> None:
@@ -291,6 +298,11 @@ class _Agent:
             raise ProgramFailed(
                 str(ended.exceptions[0]), exit_code=EXIT_REFUSED
             ) from ended
+
+    async def drain(self, seconds: float) -> None:
+        """Want no new streams, and let those that run end within so many seconds."""
+        self._is_draining = True
+        await self._link.drain("the agent stops", seconds)
 
     async def close(self) -> None:
         """Take leave of the server; streams end."""

@@ -183,8 +183,8 @@ def run(
             envvar="TOWER_AGENT_HEALTH",
             show_default="off",
             rich_help_panel=OBSERVING,
-            help="Serve /healthz (the process works) and /readyz (the tunnel stands) here, for probes, "
-            "and /metrics for Prometheus.",
+            help="Serve /healthz (the process works) and /readyz (the tunnel stands, and the agent is not asked to "
+            "stop) here, for probes, and /metrics for Prometheus.",
         ),
     ] = None,
     window_memory: Annotated[
@@ -197,10 +197,23 @@ def run(
             "one tunnel at most half of it. Near the limit streams get smaller, and none stops.",
         ),
     ] = DEFAULT_WINDOW_MEMORY,
+    drain_time: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME",
+            envvar="TOWER_AGENT_DRAIN_TIME",
+            rich_help_panel=TUNNEL,
+            help="How long running streams may take to end when the agent is asked to stop; what runs then is cut "
+            "off. 0s cuts at once. Keep it some seconds below the pod's terminationGracePeriodSeconds.",
+        ),
+    ] = "20s",
     log_level: LogLevelOption = "info",
     log_format: LogFormatOption = "text",
 ) -> None:
     """Join if that has not happened yet, then keep a tunnel to the server until SIGTERM or SIGINT.
+
+    Then it drains: the server opens nothing new here (another agent of the cluster takes over where there is one),
+    and running streams may end for `--drain-time`. A second signal ends it without waiting.
 
     At every connection it prints one line on stdout: `tower-agent ready: CLUSTER connected to HOST:PORT`.
 
@@ -236,6 +249,7 @@ def run(
         ca_file=ca_file,
         health=health,
         window_memory=window_memory,
+        drain_time=drain_time,
         log_level=log_level,
         log_format=log_format,
     )

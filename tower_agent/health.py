@@ -1,7 +1,7 @@
 """Health of the agent over plain HTTP, for kubelets: off unless --health names an address.
 
 /healthz   200 while the process serves
-/readyz    200 while a tunnel is up, else 503 with the reason
+/readyz    200 while a tunnel is up that takes new streams, else 503 with the reason
 /metrics   numbers for Prometheus
 """
 
@@ -22,10 +22,11 @@ SHUTDOWN_SECONDS = 1.0
 @asynccontextmanager
 async def serve_health(
     address: HostPort,
-    connected: Callable[[], bool],
+    not_ready: Callable[[], str | None],
     read_metrics: Callable[[], Iterable[Metric]],
 ) -> AsyncIterator[None]:
-    """Serve the three paths while the context lasts.
+    """Serve the three paths while the context lasts; `not_ready` says why there is no way in,
+    if that is so.
 
     Raises:
         OSError: If the address cannot be bound.
@@ -42,9 +43,10 @@ async def serve_health(
         return web.Response(text="ok\n")
 
     async def readyz(_request: web.Request) -> web.Response:
-        if connected():
+        reason = not_ready()
+        if reason is None:
             return web.Response(text="ok: the tunnel is up\n")
-        return web.Response(status=503, text="not ready: no tunnel to the server\n")
+        return web.Response(status=503, text=f"not ready: {reason}\n")
 
     application = web.Application()
     application.add_routes(

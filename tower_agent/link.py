@@ -4,7 +4,9 @@ A dial that is not through after a second does not hold up the next one: several
 by side, and when one is through the others are given up. One that had said HELLO by then
 is not: the server may have put streams on it already. It becomes the tunnel when it is
 ready, as it is the server's newest too, and the older one ends when its streams have.
-After a GOAWAY the next tunnel is dialled while the old one still finishes its streams.
+After a GOAWAY the next tunnel is dialled while the old one still finishes its streams. Once
+that is up, those on the old one that can end between two pieces of work do: whoever uses
+them comes back over the new one.
 """
 
 import asyncio
@@ -17,6 +19,7 @@ from contextlib import suppress
 from shared.errors import Code
 from shared.mux.session import Session
 from shared.tunnel.connection import TunnelConnection
+from shared.tunnel.drain import drain_tunnels
 from shared.tunnel.tasks import TaskSet
 from shared.wire.frames import GoAway
 from shared.wire.hello import Hello
@@ -95,6 +98,8 @@ class Link:
         self.current: TunnelConnection | None = None
         # All that are up, also those that only finish their streams.
         self._tunnels: set[TunnelConnection] = set()
+        # Those of them that are looked after until their streams have ended.
+        self._retired: set[TunnelConnection] = set()
         # Those that have said HELLO and not heard the server's.
         self._arriving: set[TunnelConnection] = set()
         # Dials under way.
@@ -122,15 +127,17 @@ class Link:
             connection.close(Code.GOING_AWAY, "the agent stops")
             return
         self._kept.went_on(connection.session)
-        older, self.current = self.current, connection
+        self.current = connection
         self._schedule.connected(self._loop.time())
         self._failures.clear()
         self._stop_dials()
         self._changed.set()
-        if older is not None:
+        for older in self._tunnels - self._retired - {connection}:
             _log.info("a newer tunnel takes over; the older one finishes its streams")
-            older.session.go_away(Code.REPLACED, _REPLACED)
-            self._close_when_idle(older)
+            self._retired.add(older)
+            if not older.session.peer_draining:
+                older.session.go_away(Code.REPLACED, _REPLACED)
+            self._close_when_spent(older)
         self._on_connected(connection, hello)
 
     def going_away(self, connection: TunnelConnection, notice: GoAway) -> None:
@@ -146,6 +153,7 @@ class Link:
             self._note_failure(f"the tunnel ended before it was ready: {reason}")
         else:
             self._tunnels.discard(connection)
+            self._retired.discard(connection)
             _log.info("tunnel ended: %s", reason)
         if connection is self.current:
             if connection.session.detached and not self._is_ended:
@@ -163,12 +171,12 @@ class Link:
         self._schedule.lost(self._loop.time(), clean=clean)
         self._changed.set()
 
-    def _close_when_idle(self, replaced: TunnelConnection) -> None:
-        # Its control stream is ours and would never end by itself.
-        if any(stream.id % 2 == 0 for stream in replaced.session.streams.values()):
-            self._loop.call_later(RETIRED_LOOK_SECONDS, self._close_when_idle, replaced)
-        else:
-            replaced.close(Code.REPLACED, _REPLACED)
+    def _close_when_spent(self, retired: TunnelConnection) -> None:
+        retired.session.wind_down()
+        if retired.session.is_spent:
+            retired.close(Code.REPLACED, _REPLACED)
+        elif retired in self._tunnels:
+            self._loop.call_later(RETIRED_LOOK_SECONDS, self._close_when_spent, retired)
 
     # The loop
 
@@ -254,6 +262,15 @@ class Link:
         _log.log(level, "cannot connect: %s", sentence)
 
     # The end
+
+    async def drain(self, reason: str, seconds: float) -> None:
+        """Let the streams of every tunnel end within so many seconds; the others are reset.
+        Call it when `run` is over; `close` follows."""
+        for connection in self._arriving:
+            connection.close(Code.GOING_AWAY, reason)
+        cut_off = await drain_tunnels(lambda: self._tunnels, reason, seconds)
+        if cut_off:
+            _log.warning("%d streams were cut off after %g s", cut_off, seconds)
 
     async def close(self, reason: str, timeout_seconds: float) -> None:
         """Take leave of the server on every tunnel; what is not gone in time is dropped."""

@@ -4,7 +4,14 @@ from collections.abc import Iterable, Mapping
 
 from certs.names import ClusterName
 from shared.http.relay import AnswerCounts
-from shared.metrics import Metric, build_info, counter, gauge, tunnel_metrics
+from shared.metrics import (
+    Metric,
+    build_info,
+    counter,
+    draining,
+    gauge,
+    tunnel_metrics,
+)
 from shared.mux.readings import TunnelReading
 
 __all__ = ["agent_metrics"]
@@ -16,6 +23,7 @@ def agent_metrics(
     *,
     answers: AnswerCounts,
     client_connections: int,
+    is_draining: bool,
 ) -> Iterable[Metric]:
     """All numbers of an agent.
 
@@ -23,8 +31,10 @@ def agent_metrics(
         reading: Its tunnels to the server.
         answers: What requests of the sealed face were answered with.
         client_connections: Connections of control planes whose TLS ends here.
+        is_draining: The agent stops; what runs has its time to end.
     """
     yield build_info("tower-agent")
+    yield draining(is_draining)
     readings: Mapping[str, TunnelReading] = {cluster: reading}
     yield gauge(
         "tower_cluster_connected",

@@ -11,6 +11,7 @@ import stat
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 from certs.names import parse_principal
@@ -20,8 +21,10 @@ from shared.mux.budget import (
     MIN_WINDOW_MEMORY_BYTES,
 )
 from shared.settings import (
+    DEFAULT_DRAIN_TIME,
     HostPort,
     SettingsError,
+    parse_drain_time,
     parse_host_port,
     parse_memory_bytes,
 )
@@ -142,6 +145,8 @@ class AgentSettings:
     health: HostPort | None = None
     # What all streams together may hold beyond their first windows.
     window_memory_bytes: int = DEFAULT_WINDOW_MEMORY_BYTES
+    # How long running streams get to end when the agent is asked to stop.
+    drain_time: timedelta = DEFAULT_DRAIN_TIME
     log: LogSettings = LogSettings()
 
 
@@ -158,6 +163,7 @@ def parse_agent_settings(
     ca_file: str | Path | None = None,
     health: str | None = None,
     window_memory: str = DEFAULT_WINDOW_MEMORY,
+    drain_time: str = "20s",
     log_level: str = "info",
     log_format: str = "text",
     needs_state: bool = True,
@@ -192,6 +198,7 @@ def parse_agent_settings(
             setting="--window-memory",
             at_least_bytes=MIN_WINDOW_MEMORY_BYTES,
         ),
+        drain_time=parse_drain_time(drain_time),
         log=parse_log_settings(log_level, log_format),
     )
 

@@ -22,7 +22,7 @@ How the parts talk, from the outside in:
     stores           what outlives the process: tokens and clusters, behind a few domain verbs
     kube             the host's apiserver, for a server whose state lies there: the one home of its client
     membership       the pure rules that a join must pass (token and member UID)
-    tokens           the pure rules of one join token; durations: `8h` and `3m12s`
+    tokens           the pure rules of one join token
     kubeconfig,      pure: what we print for people to use; token_form picks how a token
     manifest         is handed out
 

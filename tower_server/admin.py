@@ -23,6 +23,7 @@ from certs import chains, keys
 from certs.authority import Authority
 from certs.joining import JoinString, new_token, verifier_of
 from certs.names import ClusterName
+from shared.durations import format_duration, rfc3339
 from shared.errors import Code
 from shared.mux.readings import TunnelReading
 from shared.settings import HostPort
@@ -45,7 +46,6 @@ from tower_server.admin_orders import (
     parse_name,
     read_order,
 )
-from tower_server.durations import format_duration, rfc3339
 from tower_server.kubeconfig import (
     DEFAULT_TTL,
     MAX_TTL,

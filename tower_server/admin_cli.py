@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from shared.durations import format_duration
 from shared.program import EXIT_USAGE
 from shared.version import VERSION
 from tower_server import tables
@@ -36,7 +37,6 @@ from tower_server.admin_console import (
     stdout_is_terminal,
     typer_app,
 )
-from tower_server.durations import format_duration
 from tower_server.private_output import write_private_text
 from tower_server.top import REFRESH_SECONDS, busiest_first, watch, with_rates
 

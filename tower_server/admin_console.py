@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
+from shared.durations import parse_duration
 from shared.program import EXIT_USAGE
 from tower_server.admin_client import AdminClient, CommandFailed
-from tower_server.durations import parse_duration
 from tower_server.tables import harmless
 
 __all__ = [

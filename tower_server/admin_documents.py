@@ -9,9 +9,9 @@ from datetime import datetime
 from typing import Any
 
 from certs.names import ClusterName, host_name
+from shared.durations import rfc3339
 from shared.mux.readings import TunnelReading
 from shared.settings import HostPort
-from tower_server.durations import rfc3339
 from tower_server.kubeconfig import cluster_url
 from tower_server.registry import ClusterStatus
 from tower_server.stores import ClusterRecord, TokenRecord

@@ -18,7 +18,7 @@ from typing import Any
 from aiohttp import web
 
 from certs.names import ClusterName, parse_cluster_name
-from tower_server.durations import format_duration
+from shared.durations import format_duration
 from tower_server.stores import StoreUnavailable, TokenLimitReached
 
 __all__ = [

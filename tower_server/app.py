@@ -71,8 +71,10 @@ async def serve(settings: ServeSettings) -> None:
         ProgramFailed: If the state directory or an address cannot be used.
         StoreUnavailable: If the store cannot.
     """
-    async with AsyncExitStack() as stack:
-        stack.enter_context(locked_state_directory(settings.state_dir))
+    # The inner one closes when we are to stop, before the tunnels drain: what would keep our
+    # successor from starting at the same place.
+    async with AsyncExitStack() as stack, AsyncExitStack() as entrances:
+        entrances.enter_context(locked_state_directory(settings.state_dir))
         try:
             authority = Authority.open_or_create(
                 settings.state_dir / AUTHORITY_NAME, settings.zone, datetime.now(UTC)
@@ -82,7 +84,7 @@ async def serve(settings: ServeSettings) -> None:
             raise ProgramFailed(f"The server cannot start: {error}.") from error
         store = await SqliteStore.open(settings.state_dir / STORE_NAME)
         stack.push_async_callback(store.close)
-        await _Server(settings, authority, identity, store).run(stack)
+        await _Server(settings, authority, identity, store).run(stack, entrances)
 
 
 def _identity(
@@ -143,26 +145,36 @@ class _Server:
         )
         self._door = FrontDoor(authority.zone, self._registry, self._own.serve)
 
-    async def run(self, stack: AsyncExitStack) -> None:
-        """Serve until cancelled. What is opened here, the stack closes, in reverse."""
+    async def run(self, stack: AsyncExitStack, entrances: AsyncExitStack) -> None:
+        """Serve until cancelled. What is opened here, the stacks close, in reverse: first
+        the entrances, so that nobody comes who would be turned away; then running streams
+        get their time; then the rest."""
         for record in await self._store.list_clusters():
             self._registry.know(record.name, record.member_uid)
         await self._web.setup()
         stack.push_async_callback(self._web.cleanup)
         stack.callback(self._own.close)
         stack.push_async_callback(
-            self._listener.drain, "the server stops", STOP_SECONDS
+            self._listener.close, "the server stops", STOP_SECONDS
         )
-        bound = self._listen(stack)
+        metrics = await self._open_metrics(stack)
+        stack.push_async_callback(self._drain)
+        bound = self._listen(entrances)
         public = self._settings.public_address_at(bound.port)
-        await self._serve_admin(stack, public)
-        await self._open_entries(stack)
-        await self._open_metrics(stack)
+        await self._serve_admin(entrances, public)
+        await self._open_entries(entrances)
+        if metrics is not None:
+            print(f"metrics at http://{metrics}/metrics", flush=True)
         self._tasks.start(self._keep_renewed(), "renewal")
-        stack.push_async_callback(self._tasks.close)
+        entrances.push_async_callback(self._tasks.close)
         print(f"tower-server ready on {bound}", flush=True)
         _log.info("ready on %s, public address %s", bound, public)
         await asyncio.Event().wait()
+
+    async def _drain(self) -> None:
+        await self._listener.drain(
+            "the server stops", self._settings.drain_time.total_seconds()
+        )
 
     # Faces
 
@@ -187,15 +199,19 @@ class _Server:
             at = HostPort(host=host, port=port)
             print(f"tcp entry {at} -> {entry.cluster}/{entry.target}", flush=True)
 
-    async def _open_metrics(self, stack: AsyncExitStack) -> None:
+    async def _open_metrics(self, stack: AsyncExitStack) -> HostPort | None:
         address = self._settings.metrics
         if address is None:
-            return
+            return None
         try:
-            at = await stack.enter_async_context(serve_metrics(address, self._metrics))
+            return await stack.enter_async_context(
+                serve_metrics(address, self._metrics, self._not_ready)
+            )
         except OSError as error:
             raise _cannot_listen("--metrics", address, error) from error
-        print(f"metrics at http://{at}/metrics", flush=True)
+
+    def _not_ready(self) -> str | None:
+        return "draining: the server stops" if self._listener.is_draining else None
 
     def _metrics(self) -> Iterable[Metric]:
         return server_metrics(
@@ -203,6 +219,7 @@ class _Server:
             # Copies: this is read in a thread.
             joins=dict(self._join.outcomes),
             front_door=dict(self._door.counts),
+            is_draining=self._listener.is_draining,
         )
 
     def _make_web(self) -> asyncio.Protocol:

@@ -132,8 +132,8 @@ def serve(
             envvar="TOWER_METRICS",
             show_default="off",
             rich_help_panel=OBSERVING,
-            help="Serve /metrics for Prometheus here, by plain HTTP and for everybody who reaches the address: "
-            "best one of this machine, like 127.0.0.1:9643.",
+            help="Serve /metrics for Prometheus and /readyz for probes here, by plain HTTP and for everybody who "
+            "reaches the address: best one of this machine, like 127.0.0.1:9643.",
         ),
     ] = None,
     resume_time: Annotated[
@@ -154,6 +154,15 @@ def serve(
             "one tunnel at most half of it. Near the limit streams get smaller, and none stops.",
         ),
     ] = DEFAULT_WINDOW_MEMORY,
+    drain_time: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME",
+            envvar="TOWER_DRAIN_TIME",
+            help="How long running streams may take to end when the server is asked to stop; what runs then is cut "
+            "off. 0s cuts at once. Keep it some seconds below a pod's terminationGracePeriodSeconds.",
+        ),
+    ] = "20s",
     log_level: Annotated[
         str,
         typer.Option(
@@ -173,7 +182,11 @@ def serve(
         ),
     ] = "text",
 ) -> None:
-    """Run the server until SIGTERM or SIGINT. A second signal ends it at once.
+    """Run the server until SIGTERM or SIGINT.
+
+    Then it drains: it lets nobody in, tells its agents to dial elsewhere, and lets running streams end for
+    `--drain-time`. Its state directory and its addresses are free from the first moment on, so that its successor
+    can be started at once. A second signal ends it without waiting.
 
     When it serves, it prints one line on stdout: `tower-server ready on HOST:PORT`.
 
@@ -202,6 +215,7 @@ def serve(
             metrics=metrics,
             resume_time=resume_time,
             window_memory=window_memory,
+            drain_time=drain_time,
             log_level=log_level,
             log_format=log_format,
         )

@@ -28,6 +28,7 @@ from shared.mux.session import Role, Session
 from shared.mux.stream import Stream
 from shared.mux.windows import INITIAL_WINDOW_BYTES
 from shared.tunnel.connection import TunnelConnection
+from shared.tunnel.drain import drain_tunnels
 from shared.tunnel.tasks import TaskSet
 from shared.version import VERSION
 from shared.wire.frames import MAX_MESSAGE_BYTES, GoAway, printable
@@ -44,6 +45,8 @@ _log = logging.getLogger(__name__)
 
 # How soon an agent may try again when the store cannot be asked now.
 RETRY_AFTER_SECONDS = 2
+# ... and when we stop: whoever is next may serve already.
+STOPPING_RETRY_SECONDS = 1
 # The same refusal is logged as a warning again only after so many seconds.
 REFUSAL_LOG_SECONDS = 1.0
 # An agent needs one control stream; a second while it replaces a broken one.
@@ -84,7 +87,7 @@ class UpgradeRefused(Exception):
 
 def _going_away() -> UpgradeRefused:
     return UpgradeRefused(
-        503, "going_away", "The server is stopping.", RETRY_AFTER_SECONDS
+        503, "going_away", "The server is stopping.", STOPPING_RETRY_SECONDS
     )
 
 
@@ -122,27 +125,48 @@ class TunnelListener:
         # Connections whose HELLO is not here yet, with who they are.
         self._arriving: dict[TunnelConnection, AgentIdentity] = {}
         self._admission = Admission(asyncio.get_running_loop().time())
-        # Set by drain: nobody is let in any more.
+        # Set by drain and close: nobody is let in any more.
         self._draining = False
         # Until when refusals with a code were logged enough; there are few codes.
         self._log_again_at: dict[str, float] = {}
-        # Set while draining: fires when the last connection is gone.
+        # Set by close: fires when the last connection is gone.
         self._emptied: asyncio.Event | None = None
 
     def protocol(self) -> asyncio.Protocol:
         """A protocol for one connection whose first request is for /tunnel."""
         return _Upgrade(self)
 
-    async def drain(self, reason: str, timeout_seconds: float) -> None:
-        """Say GOAWAY on every tunnel, close it, and wait a while until all are gone.
+    @property
+    def is_draining(self) -> bool:
+        return self._draining
 
-        Those that are not gone by then are dropped. New ones are refused from now on.
+    async def drain(self, reason: str, seconds: float) -> None:
+        """Say GOAWAY on every tunnel, and let its streams end within so many seconds; those
+        that have not are reset. `close` follows. New agents are refused from now on.
+
+        Agents dial again at once, and keep the old tunnel until its streams are over.
         """
+        await self._refuse_agents(reason)
+        cut_off = await drain_tunnels(lambda: self._live, reason, seconds)
+        if cut_off:
+            _log.warning("%d streams were cut off after %g s", cut_off, seconds)
+
+    async def _refuse_agents(self, reason: str) -> None:
         self._draining = True
+        # Nobody can come back for them: what waits for that learns it now.
         self._parking.end(lambda _: True, Code.GOING_AWAY, reason)
-        for connection in [*self._live, *self._arriving]:
+        for connection in list(self._arriving):
             connection.close(Code.GOING_AWAY, reason)
         await self._tasks.close()
+
+    async def close(self, reason: str, timeout_seconds: float) -> None:
+        """Close every tunnel with all its streams, and wait a while until all are gone.
+
+        Those that are not gone by then are dropped.
+        """
+        await self._refuse_agents(reason)
+        for connection in list(self._live):
+            connection.close(Code.GOING_AWAY, reason)
         if self._live or self._arriving:
             self._emptied = asyncio.Event()
             with suppress(TimeoutError):

@@ -1,5 +1,9 @@
 """The server's numbers for Prometheus, on a plain HTTP port of their own; off unless asked for.
 
+/metrics   the numbers
+/readyz    for probes: 200 while agents and clients are let in, else 503 with the reason
+
+While a server drains its successor may serve at the same address, if it is ours (SO_REUSEPORT).
 Nobody is authenticated there, and the names of clusters are to be read: an address of this
 machine's loopback is advisable.
 """
@@ -16,6 +20,7 @@ from shared.metrics import (
     MetricsPage,
     build_info,
     counter,
+    draining,
     gauge,
     tunnel_metrics,
 )
@@ -35,6 +40,7 @@ def server_metrics(
     *,
     joins: Mapping[str, int],
     front_door: Mapping[str, int],
+    is_draining: bool,
 ) -> Iterable[Metric]:
     """All numbers of a server.
 
@@ -42,8 +48,10 @@ def server_metrics(
         readings: Every known cluster's tunnels; a cluster without sessions is away.
         joins: How many join requests ended how.
         front_door: How many connections of the one port came to what.
+        is_draining: The server stops; what runs has its time to end.
     """
     yield build_info("tower-server")
+    yield draining(is_draining)
     yield gauge(
         "tower_cluster_connected",
         "1 while the cluster's agent is connected, 0 while it is away.",
@@ -67,9 +75,13 @@ def server_metrics(
 
 @asynccontextmanager
 async def serve_metrics(
-    address: HostPort, read: Callable[[], Iterable[Metric]]
+    address: HostPort,
+    read: Callable[[], Iterable[Metric]],
+    not_ready: Callable[[], str | None] = lambda: None,
 ) -> AsyncIterator[HostPort]:
-    """Serve /metrics while the context lasts; gives the address with the real port.
+    """Serve while the context lasts; gives the address with the real port.
+
+    `not_ready` says why nobody is let in now, if that is so.
 
     Raises:
         OSError: If the address cannot be bound.
@@ -81,14 +93,20 @@ async def serve_metrics(
             body=await page.text(), headers={"Content-Type": CONTENT_TYPE}
         )
 
+    async def readyz(_request: web.Request) -> web.Response:
+        reason = not_ready()
+        if reason is None:
+            return web.Response(text="ok\n")
+        return web.Response(status=503, text=f"not ready: {reason}\n")
+
     application = web.Application()
-    application.add_routes([web.get("/metrics", metrics)])
+    application.add_routes([web.get("/metrics", metrics), web.get("/readyz", readyz)])
     runner = web.AppRunner(
         application, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS
     )
     await runner.setup()
     try:
-        await web.TCPSite(runner, address.host, address.port).start()
+        await web.TCPSite(runner, address.host, address.port, reuse_port=True).start()
         if not address.is_loopback:
             _log.warning(
                 "metrics on %s can be read by whoever reaches that address", address

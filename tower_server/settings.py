@@ -10,18 +10,20 @@ from datetime import timedelta
 from pathlib import Path
 
 from certs.names import DEFAULT_ZONE, ClusterName, parse_cluster_name, parse_zone
+from shared.durations import parse_duration
 from shared.logs import LogSettings, parse_log_settings
 from shared.mux.budget import (
     DEFAULT_WINDOW_MEMORY_BYTES,
     MIN_WINDOW_MEMORY_BYTES,
 )
 from shared.settings import (
+    DEFAULT_DRAIN_TIME,
     HostPort,
     SettingsError,
+    parse_drain_time,
     parse_host_port,
     parse_memory_bytes,
 )
-from tower_server.durations import parse_duration
 
 __all__ = [
     "ADMIN_SOCKET_NAME",
@@ -77,6 +79,8 @@ class ServeSettings:
     resume_time: timedelta = DEFAULT_RESUME_TIME
     # What all streams together may hold beyond their first windows.
     window_memory_bytes: int = DEFAULT_WINDOW_MEMORY_BYTES
+    # How long running streams get to end when the server is asked to stop.
+    drain_time: timedelta = DEFAULT_DRAIN_TIME
     log: LogSettings = LogSettings()
 
     def public_address_at(self, bound_port: int) -> HostPort:
@@ -95,6 +99,7 @@ def parse_serve_settings(
     metrics: str | None = None,
     resume_time: str = "60s",
     window_memory: str = DEFAULT_WINDOW_MEMORY,
+    drain_time: str = "20s",
     log_level: str = "info",
     log_format: str = "text",
 ) -> ServeSettings:
@@ -125,6 +130,7 @@ def parse_serve_settings(
             setting="--window-memory",
             at_least_bytes=MIN_WINDOW_MEMORY_BYTES,
         ),
+        drain_time=parse_drain_time(drain_time),
         log=parse_log_settings(log_level, log_format),
     )
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tower_server.durations import format_age, format_duration
+from shared.durations import format_age, format_duration
 
 __all__ = [
     "cluster_details",

@@ -30,6 +30,11 @@ class Deadline:
     def is_set(self) -> bool:
         return self._when is not None
 
+    @property
+    def left_seconds(self) -> float:
+        """How long until it passes; without bound when there is none."""
+        return float("inf") if self._when is None else self._when - self._loop.time()
+
     def set(self, seconds: float) -> None:
         """Move it to so many seconds from now."""
         self._when = self._loop.time() + seconds

@@ -130,6 +130,10 @@ class Exchange:
         """The client ended its direction of a raw connection; False if that cannot pass."""
         return self._connection is not None and self._connection.half_close()
 
+    def close_client(self) -> None:
+        """The client's connection is to end behind this answer; it is told if there is time."""
+        self._closes_client = True
+
     def client_paused(self) -> None:
         if self._connection is not None:
             self._connection.pause_reading()

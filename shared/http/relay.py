@@ -49,6 +49,9 @@ class Limits:
     # Between requests. Go's clients close after 90 s by themselves; being later than
     # they are keeps us from closing a connection that a request is just coming on.
     idle_seconds: float = 180.0
+    # When all connections are to end, one that is idle for this long does: a client that
+    # just got an answer may be sending its next request at this moment.
+    wind_down_seconds: float = 1.0
     # Until the other side has ended too, after we have, before the stream is reset.
     linger_seconds: float = 5.0
     # The apiserver's last words after the client has left an upgraded connection. No
@@ -116,6 +119,7 @@ class RequestRelay:
         "_state",
         "_stream",
         "_translate",
+        "_winds_down",
         "not_after",
         "serial",
         "writing_is_paused",
@@ -150,6 +154,8 @@ class RequestRelay:
         self.writing_is_paused = False
         # No more will come from the client.
         self._client_has_ended = False
+        # This connection is to end behind the present answer, or soon if there is none.
+        self._winds_down = False
         # Guards _advance against being called from within itself.
         self._is_advancing = False
         # When the client must have done its next step; unset while it is our turn.
@@ -169,6 +175,17 @@ class RequestRelay:
         if self._state is not _State.CLOSED:
             self._stream.reset(code, reason)
             self._over()
+
+    def wind_down(self) -> None:
+        """End behind the answer that is under way (it says so, if it has not begun), or
+        between two requests. An upgraded connection goes on."""
+        self._winds_down = True
+        if self._exchange is not None:
+            self._exchange.close_client()
+        limits = self._owner.limits
+        idle_seconds = limits.idle_seconds - self._deadline.left_seconds
+        if self.is_idle and idle_seconds >= limits.wind_down_seconds:
+            self._close()
 
     # -- StreamHandler ------------------------------------------------------------------
 
@@ -221,7 +238,7 @@ class RequestRelay:
     def exchange_done(self, *, keep_alive: bool) -> None:
         self._exchange = None
         self._outgoing = None
-        if keep_alive:
+        if keep_alive and not self._winds_down:
             self._next_request()
             self._advance()
         else:
@@ -352,6 +369,8 @@ class RequestRelay:
             self._take(data, end)
             if body.is_complete:
                 self._state = _State.ANSWER
+        if self._winds_down:
+            outgoing.keeps_alive = False
         self._exchange = Exchange(self, self._owner.pool, outgoing)
         self._exchange.start()
 
@@ -393,7 +412,9 @@ class RequestRelay:
         outgoing, self._outgoing = self._outgoing, None
         if outgoing is not None:
             without_body = outgoing.method == b"HEAD"
-        keeps_alive = refusal.keeps_alive and not self._client_has_ended
+        keeps_alive = refusal.keeps_alive and not (
+            self._client_has_ended or self._winds_down
+        )
         answer = refusal.answer(close=not keeps_alive, without_body=without_body)
         self._stream.write(answer)
         self._owner.answers.by_agent[refusal.code] += 1

@@ -101,11 +101,10 @@ class RequestService:
             relay.end(Code.REVOKED, reason)
         return len(doomed)
 
-    def end_all(self, code: Code, reason: str, *, only_idle: bool = False) -> None:
-        """End all connections, or only those between two requests (a drain)."""
+    def end_all(self, code: Code, reason: str) -> None:
+        """End all connections, whatever they are doing."""
         for relay in list(self._relays):
-            if relay.is_idle or not only_idle:
-                relay.end(code, reason)
+            relay.end(code, reason)
 
     # -- relay.RelayOwner ---------------------------------------------------------------
 

@@ -15,6 +15,7 @@ Somewhat longer than our files are: it is the one place where frames become call
 """
 
 from dataclasses import replace
+from functools import partial
 
 from shared.errors import Code, InvalidState, PeerProtocolError, StreamReset
 from shared.mux.budget import WindowBudget
@@ -26,6 +27,7 @@ from shared.mux.replay import Replay
 from shared.mux.stream import RECEIVING_STATES, Input, Stream
 from shared.mux.table import MAX_STREAMS, StreamTable
 from shared.mux.windows import INITIAL_WINDOW_BYTES, ReceiveWindow, SendWindow
+from shared.streams import wind_down
 from shared.wire import frames
 from shared.wire.frames import FrameType
 from shared.wire.hello import Hello, read_hello
@@ -83,11 +85,16 @@ class Session:
         self._outbox = Outbox(handler.output_ready, self._table.turn_taken)
         # Live streams by id, the table's.
         self.streams = self._table.live
-        # Set by go_away: we refuse new streams. Set by GOAWAY: the peer does.
+        # Set by go_away: we open no streams. Set by GOAWAY: the peer takes none.
         self.draining = False
         self.peer_draining = False
         # Memory for windows and kept messages.
         self.budget = (budget or WindowBudget()).for_session()
+        # The PING behind our GOAWAY: due, its number once it has left, and answered, which
+        # means that no OPEN of the peer's can come any more (SPEC 5.8).
+        self._goodbye_is_due = False
+        self._goodbye_number: int | None = None
+        self._goodbye_is_heard = False
         # Messages under way, for sending them again on another connection.
         self.replay = Replay(self.budget)
         # No connection carries the session: nothing goes out until `attach`.
@@ -152,6 +159,10 @@ class Session:
         if again is not None:
             self.counters.resent_bytes += len(again)
             return again
+        if self._goodbye_is_due:
+            self._goodbye_is_due = False
+            self._goodbye_number = self.liveness.ping(now)
+            self._outbox.control(frames.encode_ping(self._goodbye_number))
         message = self._outbox.next_message(
             now,
             self.liveness.round_trip_seconds or 0.0,
@@ -223,11 +234,42 @@ class Session:
     def go_away(
         self, code: Code, reason: str, retry_after_seconds: float = 0.0
     ) -> None:
-        """Refuse new streams from now on and tell the peer; running ones go on."""
+        """Want no new streams from now on and tell the peer; running ones go on.
+
+        Those that the peer opens before it knows are still taken, so that nobody who
+        comes at this moment is turned away. `is_spent` says when the session may end.
+        """
         if not self.draining and not self.closed:
-            self.draining = True
+            self.draining = self._goodbye_is_due = True
             notice = frames.encode_go_away(code, retry_after_seconds, reason)
             self._outbox.control(notice)
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether a session that drains has served its users: none is left, none can come.
+
+        Users' streams are those that the server opened; an agent's own are its reports.
+        """
+        if self.role is Role.AGENT:
+            none_can_come = self._goodbye_is_heard or self.peer_draining
+        else:
+            none_can_come = self.draining
+        return none_can_come and all(number % 2 for number in self.streams)
+
+    def wind_down(self) -> None:
+        """Have streams end that can do so without harm; for a session that drains."""
+        for stream in list(self.streams.values()):
+            self._table.tell(stream, partial(wind_down, stream.handler))
+
+    def reset_streams(self, code: Code, reason: str) -> int:
+        """End all streams now, telling both ends why; returns how many were users'."""
+        streams = list(self.streams.values())
+        for stream in streams:
+            handler = stream.handler
+            stream.reset(code, reason)
+            stream.handler = handler
+            self._table.lose(stream, StreamReset(code, reason))
+        return sum(stream.id % 2 == 0 for stream in streams)
 
     def close(self, code: Code, reason: str) -> None:
         """End the session: every stream's handler is told. Idempotent."""
@@ -359,7 +401,10 @@ class Session:
         if type_ == FrameType.PING:
             self._outbox.pong(frames.parse_offset(payload))
         elif type_ == FrameType.PONG:
-            self.liveness.pong(frames.parse_offset(payload), self._now)
+            number = frames.parse_offset(payload)
+            self.liveness.pong(number, self._now)
+            if self._goodbye_number is not None and number >= self._goodbye_number:
+                self._goodbye_is_heard = True
         elif type_ == FrameType.ACK:
             self.replay.acknowledged(frames.parse_offset(payload))
         elif type_ == FrameType.GOAWAY:
@@ -381,7 +426,7 @@ class Session:
             SendWindow(opened.limit_offset),
         )
         self._table.add_peers(stream)
-        if self.draining:
+        if self._goodbye_is_heard:
             stream.reset(Code.GOING_AWAY, "this side takes no new streams")
         elif self._table.peer_has_too_many:
             stream.reset(Code.LIMIT, f"{MAX_STREAMS} streams are open already")

@@ -2,6 +2,7 @@
 
     connection  one WebSocket connection that carries a session
     owner       what a connection tells whoever uses its session
+    drain       the friendly end of tunnels: GOAWAY, time, RESET
     sockets     what we ask of the socket below
     relay       a local TCP connection ↔ a stream
     tls         TLS inside a stream: the sealed face's end, the control stream

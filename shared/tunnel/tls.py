@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from shared.errors import Code, InvalidState, StreamReset
-from shared.streams import ByteStream, StreamHandler
+from shared.streams import ByteStream, StreamHandler, wind_down
 
 __all__ = [
     "HANDSHAKE_TIMEOUT_SECONDS",
@@ -197,6 +197,10 @@ class TlsEnd:
         self._write_paused = False
         if self._handler is not None:
             self._handler.resume_writing()
+
+    def wind_down(self) -> None:
+        """What is served above may end when that does no harm (shared.streams.WindsDown)."""
+        wind_down(self._handler)
 
     # -- the plaintext handler's stream -------------------------------------------------
 

@@ -19,13 +19,17 @@ def exported() -> dict[str, set[str]]:
     counters.resets_sent[Code.OK] += 1
     metrics: list[Metric] = [
         *server_metrics(
-            {"alpha": reading(counters)}, joins={"joined": 1}, front_door={"own": 1}
+            {"alpha": reading(counters)},
+            joins={"joined": 1},
+            front_door={"own": 1},
+            is_draining=False,
         ),
         *agent_metrics(
             ClusterName("alpha"),
             reading(counters),
             answers=AnswerCounts(by_agent={403: 1}),  # type: ignore[arg-type]
             client_connections=0,
+            is_draining=False,
         ),
     ]
     return {

@@ -140,7 +140,7 @@ class HostSide:
 
     async def __aexit__(self, kind: object, *_: object) -> None:
         await self.door.close()
-        await self.listener.drain("the test is over", 5.0)
+        await self.listener.close("the test is over", 5.0)
         for tunnel in self.tunnels:
             tunnel.abort("the test is over")
         self.own.close()

@@ -3,6 +3,7 @@
 Served over real HTTP; `client` is a `shared.member.questions.MemberRequest` for any address.
 """
 
+import asyncio
 import base64
 import contextlib
 import dataclasses
@@ -27,6 +28,9 @@ class MemberApi:
     # None: there is no such Secret.
     secret: dict[str, str] | None = dataclasses.field(default_factory=dict)
     version: int = 1
+    # What requests for /version?slow have arrived, and what they wait for.
+    slow_requests: int = 0
+    may_answer: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     # An answer for every request instead of the real one.
     answer_with: int | None = None
     address: str = ""
@@ -49,7 +53,10 @@ class MemberApi:
             return _status(self.answer_with, "told to")
         return await handler(request)
 
-    async def _version(self, _request: web.Request) -> web.Response:
+    async def _version(self, request: web.Request) -> web.Response:
+        if "slow" in request.query:
+            self.slow_requests += 1
+            await self.may_answer.wait()
         return web.json_response({"gitVersion": "v1.34.1"})
 
     async def _namespace(self, _request: web.Request) -> web.Response:

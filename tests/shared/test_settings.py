@@ -1,12 +1,14 @@
-"""Addresses: what is read, what is refused, and that the error says what to write."""
+"""Addresses and times: what is read, what is refused, and that the error says what to write."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.settings import (
+    DEFAULT_DRAIN_TIME,
     HostPort,
     SettingsError,
+    parse_drain_time,
     parse_host_port,
     parse_memory_bytes,
 )
@@ -111,3 +113,13 @@ def test_any_other_size_is_refused_in_one_sentence(text: str) -> None:
 def test_too_little_memory_is_refused_with_what_is_enough() -> None:
     with pytest.raises(SettingsError, match="write 16Mi or more"):
         parse_memory_bytes("15Mi", setting="--memory", at_least_bytes=2**24)
+
+
+def test_a_drain_time_is_a_span_of_at_most_a_night() -> None:
+    assert parse_drain_time("20s") == DEFAULT_DRAIN_TIME
+    assert parse_drain_time("0s").total_seconds() == 0
+    assert parse_drain_time("12h").total_seconds() == 43_200
+    with pytest.raises(SettingsError, match="--drain-time 13h is longer than 12 hours"):
+        parse_drain_time("13h")
+    with pytest.raises(SettingsError, match="--drain-time: 'soon' is not a span"):
+        parse_drain_time("soon")

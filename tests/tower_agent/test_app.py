@@ -146,7 +146,7 @@ class Site:
                     await asyncio.sleep(0.01)
             yield port
 
-    async def ask(self) -> bytes:
+    async def ask(self, query: str = "") -> bytes:
         """A request of a control plane through the server; b"" when there is no answer."""
         key = new_key()
         certificate = self.authority.issue_user(
@@ -163,7 +163,8 @@ class Site:
                 LOOPBACK, self.port, ssl=context, server_hostname=f"alpha.{ZONE}"
             )
             try:
-                writer.write(b"GET /clusters/alpha/version HTTP/1.1\r\nHost: h\r\n\r\n")
+                path = f"/clusters/alpha/version{query}"
+                writer.write(f"GET {path} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
                 return await reader.readuntil(b"\r\n\r\n")
             finally:
                 writer.transport.abort()
@@ -421,7 +422,9 @@ async def test_without_join_string_and_credentials_it_is_wrong_usage(
 
 
 @contextlib.asynccontextmanager
-async def process(site: Site) -> AsyncIterator[asyncio.subprocess.Process]:
+async def process(
+    site: Site, *arguments: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -436,6 +439,7 @@ async def process(site: Site) -> AsyncIterator[asyncio.subprocess.Process]:
         str(site.agent_state),
         "--kubeconfig",
         str(site.settings().kubeconfig),
+        *arguments,
         cwd=ROOT,
         env=environment,
         stdout=asyncio.subprocess.PIPE,
@@ -481,6 +485,69 @@ async def test_a_signal_stops_an_agent_that_waits_for_its_server(site: Site) -> 
         async with connection_attempt(site.port):
             running.send_signal(signal.SIGINT)
             assert await asyncio.wait_for(running.wait(), 5) == 0
+
+
+async def turned_away(site: Site) -> None:
+    """New requests are held for a while and end; one may still cross the news."""
+    async with asyncio.timeout(10):
+        while await site.ask():
+            pass
+
+
+async def test_a_stopped_agent_answers_what_is_under_way_and_takes_nothing_new(
+    site: Site,
+) -> None:
+    await site.joined()
+    port = free_port()
+    health = ("--health", f"{LOOPBACK}:{port}")
+    async with site.server(), process(site, *health) as running:
+        await ready(running, 15)
+        asking = asyncio.ensure_future(site.ask("?slow"))
+        await until(lambda: site.member.slow_requests)
+        running.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(5):
+            while await is_ready(port):
+                await asyncio.sleep(0.01)
+        assert await get(port, "/readyz") == (
+            503,
+            "not ready: draining: the agent stops\n",
+        )
+        assert "tower_draining 1.0" in (await get(port, "/metrics"))[1]
+        await turned_away(site)
+        assert running.returncode is None and not asking.done()
+        site.member.may_answer.set()
+        assert (await asking).startswith(b"HTTP/1.1 200 ")
+        assert await asyncio.wait_for(running.wait(), 5) == 0
+
+
+async def test_a_stopped_agent_cuts_off_what_does_not_end_in_its_drain_time(
+    site: Site,
+) -> None:
+    await site.joined()
+    async with site.server(), process(site, "--drain-time", "1s") as running:
+        await ready(running, 15)
+        asking = asyncio.ensure_future(site.ask("?slow"))
+        await until(lambda: site.member.slow_requests)
+        stopped_at = time.monotonic()
+        running.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(running.wait(), 5) == 0
+        assert 1.0 <= time.monotonic() - stopped_at < 4.0
+        assert await asyncio.wait_for(asking, 1) == b"", "it ends and does not hang"
+        site.member.may_answer.set()
+
+
+async def test_a_second_signal_ends_a_drain_at_once(site: Site) -> None:
+    await site.joined()
+    async with site.server(), process(site) as running:
+        await ready(running, 15)
+        asking = asyncio.ensure_future(site.ask("?slow"))
+        await until(lambda: site.member.slow_requests)
+        running.send_signal(signal.SIGTERM)
+        await turned_away(site)
+        running.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(running.wait(), 1) == -signal.SIGTERM
+        assert await asyncio.wait_for(asking, 1) == b""
+        site.member.may_answer.set()
 
 
 @contextlib.asynccontextmanager

@@ -226,10 +226,10 @@ async def test_the_real_server_refuses_an_agent_that_another_replaced() -> None:
 async def test_the_real_server_asks_for_patience_when_it_stops() -> None:
     async with HostSide() as host:
         joined = await host.join()
-        await host.listener.drain("the server stops", 1.0)
+        await host.listener.close("the server stops", 1.0)
         with pytest.raises(DialFailed, match="is stopping") as raised:
             await Dialer(joined, Owner(), environ={}).dial()
-        assert not raised.value.final and raised.value.retry_after_seconds == 2.0
+        assert not raised.value.final and raised.value.retry_after_seconds == 1.0
 
 
 @both_loops

@@ -28,16 +28,18 @@ async def get(port: int, path: str, method: str = "GET") -> tuple[int, str]:
 
 
 async def test_ready_means_that_a_tunnel_is_up_and_healthy_that_we_serve() -> None:
-    port, is_up = free_port(), False
-    async with serve_health(HostPort(host=LOOPBACK, port=port), lambda: is_up, tuple):
+    port = free_port()
+    reason: str | None = "no tunnel to the server"
+    address = HostPort(host=LOOPBACK, port=port)
+    async with serve_health(address, lambda: reason, tuple):
         assert await get(port, "/healthz") == (200, "ok\n")
         assert await get(port, "/readyz") == (
             503,
             "not ready: no tunnel to the server\n",
         )
-        is_up = True
+        reason = None
         assert await get(port, "/readyz") == (200, "ok: the tunnel is up\n")
-        is_up = False
+        reason = "draining: the agent stops"
         assert (await get(port, "/readyz", "HEAD"))[0] == 503
         assert (await get(port, "/version"))[0] == 404
         assert (await get(port, "/healthz", "POST"))[0] == 405
@@ -50,7 +52,7 @@ async def test_the_numbers_of_the_moment_are_at_metrics() -> None:
         return (gauge("tower_x", "X.", (), [((), ups)]),)
 
     address = HostPort(host=LOOPBACK, port=port)
-    async with serve_health(address, lambda: True, read):
+    async with serve_health(address, lambda: None, read):
         for ups in (1, 2):
             status, text = await get(port, "/metrics")
             assert status == 200 and f"tower_x {ups}.0\n" in text
@@ -61,11 +63,11 @@ async def test_the_port_is_free_again_behind_it_even_with_a_client_that_stays() 
     address = HostPort(host=LOOPBACK, port=port)
     reader, writer = None, None
     async with asyncio.timeout(5):
-        async with serve_health(address, lambda: True, tuple):
+        async with serve_health(address, lambda: None, tuple):
             reader, writer = await asyncio.open_connection(LOOPBACK, port)
             writer.write(b"GET /healthz HTTP/1.1\r\n")  # and no more
             await writer.drain()
-        async with serve_health(address, lambda: True, tuple):
+        async with serve_health(address, lambda: None, tuple):
             assert (await get(port, "/healthz"))[0] == 200
     writer.close()
 
@@ -74,5 +76,5 @@ async def test_an_address_that_is_taken_is_an_error_and_leaves_nothing() -> None
     with socket.create_server((LOOPBACK, 0)) as taken:
         address = HostPort(host=LOOPBACK, port=taken.getsockname()[1])
         with pytest.raises(OSError):
-            async with serve_health(address, lambda: True, tuple):
+            async with serve_health(address, lambda: None, tuple):
                 raise AssertionError("it serves on a port that is taken")

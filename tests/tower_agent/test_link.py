@@ -22,6 +22,7 @@ from tower_agent.dialer import DialFailed
 from tower_agent.link import (
     MAX_PARALLEL_DIALS,
     REPEAT_LOG_SECONDS,
+    RETIRED_LOOK_SECONDS,
     FailureLog,
     Link,
     LinkEnded,
@@ -31,21 +32,53 @@ HELLO: Any = SimpleNamespace(software="tower-server/test")
 ROUND_TRIP = 0.1
 
 
+class FakeSession:
+    """As much of a Session as the link looks at."""
+
+    def __init__(self, tunnel: "FakeTunnel") -> None:
+        self.tunnel = tunnel
+        self.streams: dict[int, Any] = {}
+        self.detached = False
+        self.peer_draining = False
+        self.notices: list[Code] = []
+        self.wound_down = 0
+
+    def go_away(self, code: Code, reason: str) -> None:
+        if not self.notices:
+            self.notices.append(code)
+
+    def wind_down(self) -> None:
+        self.wound_down += 1
+
+    def reset_streams(self, code: Code, reason: str) -> int:
+        count = sum(number % 2 == 0 for number in self.streams)
+        self.streams.clear()
+        return count
+
+    @property
+    def is_spent(self) -> bool:
+        is_ending = bool(self.notices or self.peer_draining)
+        return is_ending and all(number % 2 for number in self.streams)
+
+
 class FakeTunnel:
     """As much of a TunnelConnection as the link looks at; told to the link by the test."""
 
     def __init__(self, world: "World") -> None:
         self.world = world
-        self.notices: list[Code] = []
         self.ended_with: Code | str | None = None
         # Set to keep it alive when it is closed, as a peer that does not read does.
         self.stubborn = False
-        self.session = SimpleNamespace(
-            streams={}, go_away=self._go_away, detached=False
-        )
+        # As much of its session: it is spent once it was told to end and has no streams.
+        self.session = FakeSession(self)
 
-    def _go_away(self, code: Code, reason: str) -> None:
-        self.notices.append(code)
+    @property
+    def notices(self) -> list[Code]:
+        return self.session.notices
+
+    @property
+    def closed(self) -> bool:
+        return self not in self.world.link._tunnels
 
     def add_stream(self, stream_id: int) -> None:
         self.session.streams[stream_id] = SimpleNamespace(id=stream_id)
@@ -59,6 +92,7 @@ class FakeTunnel:
 
     def go_away(self, code: Code = Code.GOING_AWAY, retry_after: float = 0.0) -> None:
         notice = GoAway(code, retry_after, "restart")
+        self.session.peer_draining = True
         self.world.link.going_away(self, notice)  # type: ignore[arg-type]
 
     def close(self, code: Code, reason: str) -> None:
@@ -226,7 +260,10 @@ async def test_after_a_goaway_the_next_tunnel_is_dialled_at_once() -> None:
         assert world.current is not old
         await asyncio.sleep(60)
         assert old.ended_with is None and old.notices == []
-        old.lose()
+        assert old.session.wound_down > 50, "what can end there is asked to"
+        old.session.streams.clear()
+        await asyncio.sleep(RETIRED_LOOK_SECONDS + ROUND_TRIP)
+        assert old.ended_with is Code.REPLACED
         await asyncio.sleep(60)
         assert len(world.dialled_at) == 2
 
@@ -413,6 +450,42 @@ async def test_cancelling_gives_up_the_dials() -> None:
         assert world.running == 0 and world.cancelled == 2
         await asyncio.sleep(60)
         assert len(world.dialled_at) == 2
+
+
+async def stopped(world: World, task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+@in_virtual_time
+async def test_draining_gives_streams_their_time_and_no_more() -> None:
+    world = answers(None)
+    async with running(world) as task:
+        await asyncio.sleep(10)
+        tunnel = world.current
+        tunnel.add_stream(2)
+        tunnel.add_stream(4)
+        await stopped(world, task)
+        asyncio.get_running_loop().call_later(5.0, tunnel.session.streams.pop, 2)
+        await world.link.drain("the agent stops", 20.0)
+        assert world.now == pytest.approx(30.0)
+        assert tunnel.notices == [Code.GOING_AWAY] and not tunnel.session.streams
+        assert tunnel.ended_with is Code.GOING_AWAY
+        assert world.dialled_at == [0.0], "nobody dials who stops"
+
+
+@in_virtual_time
+async def test_draining_is_over_when_the_last_stream_is() -> None:
+    world = answers(None)
+    async with running(world) as task:
+        await asyncio.sleep(10)
+        tunnel = world.current
+        tunnel.add_stream(2)
+        await stopped(world, task)
+        asyncio.get_running_loop().call_later(5.0, tunnel.session.streams.pop, 2)
+        await world.link.drain("the agent stops", 20.0)
+        assert world.now == pytest.approx(15.0, abs=0.11)
 
 
 @in_virtual_time

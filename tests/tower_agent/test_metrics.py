@@ -12,13 +12,18 @@ async def test_tunnels_clients_and_answers_are_counted() -> None:
     answers.by_apiserver[200] += 5
     answers.by_agent[403] += 2
     metrics = agent_metrics(
-        ClusterName("alpha"), reading(), answers=answers, client_connections=4
+        ClusterName("alpha"),
+        reading(),
+        answers=answers,
+        client_connections=4,
+        is_draining=True,
     )
     written = numbers((await MetricsPage(lambda: metrics).text()).decode())
     alpha = (("cluster", "alpha"),)
     assert written["tower_cluster_connected", alpha] == 1
     assert written["tower_tunnel_streams", alpha] == 3
     assert written["tower_client_connections", ()] == 4
+    assert written["tower_draining", ()] == 1
     by_apiserver = (("answered_by", "apiserver"), ("code", "200"))
     by_agent = (("answered_by", "agent"), ("code", "403"))
     assert written["tower_requests_total", by_apiserver] == 5

@@ -28,7 +28,7 @@ from shared.member.preflight import MemberFacts
 from shared.member.questions import MemberAnswer
 from shared.program import ProgramFailed
 from shared.tunnel.connection import TunnelConnection
-from tests.fakes.host_side import open_sockets, until
+from tests.fakes.host_side import Sink, open_sockets, until
 from tests.fakes.tunnel_pair import LOOPBACK, Owner, both_loops
 from tests.tower_server.test_client_hello import openssl_hello
 from tower_agent.credentials import Credentials, DirectoryStore
@@ -39,6 +39,8 @@ from tower_server import app
 from tower_server.settings import ServeSettings, parse_serve_settings
 from tower_server.state_directory import locked_state_directory
 from tower_server.stores import StoreUnavailable
+
+Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @contextmanager
@@ -101,9 +103,8 @@ class Running:
 
 
 @asynccontextmanager
-async def running(served: ServeSettings) -> AsyncIterator[Running]:
-    """Serve until the block ends; the end must be clean and quick."""
-    before = open_sockets()
+async def serving(served: ServeSettings) -> AsyncIterator[Running]:
+    """Serve until the block ends; the end must be quick."""
     output = io.StringIO()
     with redirect_stdout(output):
         task = asyncio.get_running_loop().create_task(app.serve(served))
@@ -117,6 +118,14 @@ async def running(served: ServeSettings) -> AsyncIterator[Running]:
             async with asyncio.timeout(app.STOP_SECONDS + 3):
                 await asyncio.wait((task,))
     assert task.cancelled()
+
+
+@asynccontextmanager
+async def running(served: ServeSettings) -> AsyncIterator[Running]:
+    """Serve until the block ends; it leaves nothing."""
+    before = open_sockets()
+    async with serving(served) as server:
+        yield server
     await until(lambda: open_sockets() <= before)
     assert not served.admin_socket.exists()
     with locked_state_directory(served.state_dir):
@@ -263,6 +272,71 @@ async def test_stopping_refuses_connections_before_it_ends_tunnels() -> None:
             await connect(await server.join(state / "agent"), owner)
         await until(lambda: outcome)
         assert outcome[0] != 0
+
+
+@both_loops
+async def test_a_successor_serves_while_streams_of_the_old_server_end() -> None:
+    """Its address, its state directory and its admin socket are free from the first moment on."""
+
+    async def connect_entry(server: Running) -> Client:
+        port = int(server.lines[0].split()[2].rpartition(":")[2])
+        return await asyncio.open_connection(LOOPBACK, port)
+
+    with state_directory() as state:
+        owner, sinks = Owner(), list[Sink]()
+        owner.on_stream = lambda stream: sinks.append(Sink(stream))
+        entries = [f"{LOOPBACK}:0=alpha/web"]
+        async with serving(settings(state / "s", tcp_entries=entries)) as old:
+            tunnel = await connect(await old.join(state / "agent"), owner)
+            credentials = await DirectoryStore(state / "agent").load()
+            assert credentials is not None
+            reader, writer = await connect_entry(old)
+            writer.write(b"before")
+            await until(lambda: sinks and sinks[0].received == b"before")
+            old.task.cancel()
+            await until(lambda: owner.notices)
+            assert owner.notices[0].code == Code.GOING_AWAY
+            listen = f"{LOOPBACK}:{old.port}"
+            served = settings(state / "s", tcp_entries=entries, listen=listen)
+            async with serving(served) as new:
+                new_tunnel = await connect(credentials, Owner())
+                await new.until_status(state="connected", sessions=1)
+                writer.write(b", after")
+                await until(lambda: sinks[0].received == b"before, after")
+                sinks[0].stream.write(b"the last word")
+                sinks[0].stream.write_eof()
+                assert await reader.read() == b"the last word"
+                assert not old.task.done() and not owner.lost_reasons
+                writer.close()
+                async with asyncio.timeout(5):
+                    await asyncio.wait((old.task,))
+                await until(lambda: owner.lost_reasons)
+                assert (await new.status())["state"] == "connected"
+                new_tunnel.abort("the test is over")
+        assert tunnel.closed
+
+
+@both_loops
+async def test_what_has_not_ended_in_the_drain_time_is_cut_off() -> None:
+    with state_directory() as state:
+        owner, sinks = Owner(), list[Sink]()
+        owner.on_stream = lambda stream: sinks.append(Sink(stream))
+        served = settings(
+            state / "s", tcp_entries=[f"{LOOPBACK}:0=alpha/web"], drain_time="1s"
+        )
+        async with running(served) as server:
+            await connect(await server.join(state / "agent"), owner)
+            port = int(server.lines[0].split()[2].rpartition(":")[2])
+            reader, writer = await asyncio.open_connection(LOOPBACK, port)
+            writer.write(b"x")
+            await until(lambda: sinks)
+            stopped_at = asyncio.get_running_loop().time()
+        took = asyncio.get_running_loop().time() - stopped_at
+        assert 1.0 <= took < 1.0 + app.STOP_SECONDS
+        assert [str(end) for end in sinks[0].ends] == ["the server stops (going_away)"]
+        with pytest.raises(ConnectionError):  # and not a clean end
+            await reader.read()
+        writer.close()
 
 
 # Not starting

@@ -405,10 +405,47 @@ async def test_an_agent_that_goes_away_gets_no_new_streams() -> None:
 
 
 @both_loops
-async def test_draining_tells_every_agent_and_waits_for_their_end() -> None:
+async def test_draining_lets_streams_end_and_tells_both_ends_of_those_that_do_not() -> (
+    None
+):
+    async with HostSide() as host:
+        agent = await host.connected_agent()
+        live = host.registry.pick(agent.credentials.cluster)
+        assert live is not None
+        ends, stays = (Sink(live.connection.session.open_stream("x")) for _ in range(2))
+        await until(lambda: len(agent.sinks) == 2)
+        draining = asyncio.ensure_future(host.listener.drain("maintenance", 0.5))
+        await until(lambda: agent.owner.notices)
+        assert host.registry.pick(agent.credentials.cluster) is None
+        agent.sinks[0].stream.write(b"the last word")
+        for sink in (ends, agent.sinks[0]):
+            sink.stream.write_eof()
+        await until(lambda: ends.ends)
+        assert (ends.received, ends.ends) == (b"the last word", [None])
+        assert not stays.ends and not draining.done()
+        await draining
+        await until(lambda: agent.sinks[1].ends)
+        for sink in (stays, agent.sinks[1]):
+            assert [str(end) for end in sink.ends] == ["maintenance (going_away)"]
+        await until(lambda: agent.owner.lost_reasons)
+
+
+@both_loops
+async def test_draining_without_streams_takes_no_time() -> None:
     async with HostSide() as host:
         agents = [await host.connected_agent(name) for name in ("alpha", "beta")]
-        await host.listener.drain("maintenance", 5.0)
+        Sink(agents[0].tunnel.session.open_stream("control"))
+        await until(lambda: host.controls)
+        async with asyncio.timeout(5):
+            await host.listener.drain("maintenance", 60.0)
+        await until(lambda: all(agent.owner.lost_reasons for agent in agents))
+
+
+@both_loops
+async def test_closing_tells_every_agent_and_waits_for_their_end() -> None:
+    async with HostSide() as host:
+        agents = [await host.connected_agent(name) for name in ("alpha", "beta")]
+        await host.listener.close("maintenance", 5.0)
         assert not host.listener._live
         for agent in agents:
             await until(lambda a=agent: a.owner.lost_reasons)
@@ -426,7 +463,7 @@ async def test_who_calls_while_we_drain_is_asked_to_come_back() -> None:
         )
         client[1].write(upgrade_head(assertion(credentials)))
         await until(lambda: store.asked)
-        await host.listener.drain("maintenance", 1.0)
+        await host.listener.close("maintenance", 1.0)
         # One that was being decided, and one that comes now.
         assert b"503" in await closed(client)
         answer = await call(host, upgrade_head(assertion(credentials)))
@@ -443,7 +480,7 @@ async def test_a_peer_that_does_not_let_us_close_is_dropped_when_the_time_is_up(
         answer.client[1].transport.pause_reading()
         await until(lambda: host.listener._arriving)
         started = asyncio.get_running_loop().time()
-        await host.listener.drain("maintenance", 0.1)
+        await host.listener.close("maintenance", 0.1)
         await until(lambda: not host.listener._arriving, 1.0)
         assert asyncio.get_running_loop().time() - started < 1.0
         answer.client[1].transport.abort()

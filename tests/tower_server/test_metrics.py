@@ -19,6 +19,7 @@ async def test_clusters_joins_and_connections_are_counted_by_name() -> None:
         {"alpha": reading(), "beta": reading(sessions=0, rtt_seconds=None)},
         joins={"joined": 2, "token_used": 1},
         front_door={"sealed": 30},
+        is_draining=False,
     )
     written = numbers((await MetricsPage(lambda: metrics).text()).decode())
     assert written["tower_cluster_connected", (("cluster", "alpha"),)] == 1
@@ -46,6 +47,22 @@ async def test_metrics_are_served_at_one_path_and_the_port_is_free_behind() -> N
             assert answer.status == 405
     async with serve_metrics(at, tuple):
         pass
+
+
+async def test_a_server_that_drains_is_not_ready_and_its_successor_may_serve() -> None:
+    reason: str | None = None
+    async with (
+        serve_metrics(LOOPBACK, tuple, lambda: reason) as at,
+        aiohttp.ClientSession() as session,
+    ):
+        async with session.get(f"http://{at}/readyz") as answer:
+            assert (answer.status, await answer.text()) == (200, "ok\n")
+        reason = "draining: we stop"
+        async with session.get(f"http://{at}/readyz") as answer:
+            assert answer.status == 503
+            assert await answer.text() == "not ready: draining: we stop\n"
+        async with serve_metrics(at, tuple) as same:
+            assert same == at
 
 
 async def test_an_address_that_is_taken_is_an_error() -> None:

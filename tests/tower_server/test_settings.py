@@ -64,6 +64,7 @@ def test_the_zone_is_in_lower_case() -> None:
         ({"zone": "under_score"}, "--zone: 'under_score' cannot be the zone"),
         ({"zone": "z" * 200}, "--zone: "),
         ({"admin_socket": "/" + "s" * MAX_SOCKET_PATH_BYTES}, "give a shorter one"),
+        ({"drain_time": "20"}, "--drain-time: '20' is not a span of time"),
         ({"log_level": "loud"}, "--log-level 'loud' is unknown"),
         ({"log_format": "xml"}, "--log-format 'xml' is unknown"),
         (

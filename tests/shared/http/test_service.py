@@ -12,6 +12,7 @@ import pytest
 from shared.errors import Code
 from shared.http.apiserver import ApiServer, Credential
 from shared.http.identity import Caller, Policy
+from shared.http.relay import Limits
 from shared.http.service import RequestService
 from shared.http.status import Refusal
 from shared.http.upstream import UpstreamPool
@@ -202,19 +203,76 @@ async def test_a_client_that_closes_cleanly_leaves_nothing_behind() -> None:
         assert face.service.pool.idle_connections == 1
 
 
-async def test_a_drain_ends_only_what_is_idle() -> None:
+# Winding down
+
+
+def wind_down(face: Face) -> None:
+    for stream in face.streams:
+        stream.handler.wind_down()
+
+
+async def test_who_winds_down_ends_what_is_idle_and_says_so_in_time() -> None:
+    """An idle connection ends cleanly; a new request is answered, and told that it is the last."""
+    answer = asyncio.Event()
+
+    async def script(connection: RawConnection) -> None:
+        while True:
+            await connection.read_head()
+            await answer.wait()
+            await connection.respond(b"body")
+
+    async with sealed_face(script) as face:
+        face.service.limits = Limits(wind_down_seconds=0.3)
+        began = asyncio.get_running_loop().time()
+        async with face.connect() as (idle, _), face.connect() as (reader, busy):
+            busy.write(GET)
+            await until(lambda: face.service.pool.open_connections == 1)
+            while not idle.at_eof():
+                wind_down(face)
+                await asyncio.sleep(0.01)
+            # Before that it may have been about to ask.
+            assert asyncio.get_running_loop().time() - began >= 0.3
+            assert await idle.read() == b""  # close_notify and not a broken connection
+            answer.set()
+            assert (await reader.read()).endswith(b"Connection: close\r\n\r\nbody")
+            await until(lambda: not face.service.open_connections)
+
+
+async def test_a_connection_that_has_been_told_still_gets_its_next_request_served() -> (
+    None
+):
+    async with sealed_face(echo_heads) as face, face.connect() as (reader, writer):
+        for request in range(2):
+            writer.write(GET)
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert (b"Connection: close" in head) == (request == 1)
+            if request == 0:
+                await reader.readuntil(b"\r\n\r\n")
+                wind_down(face)
+        assert b"GET /api" in await reader.read()
+
+
+async def test_an_answer_that_has_begun_goes_on_to_its_end() -> None:
+    go_on = asyncio.Event()
+
     async def script(connection: RawConnection) -> None:
         await connection.read_head()
+        await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nabc")
+        await go_on.wait()
+        await connection.send(b"def")
         await connection.read()
 
-    async with (
-        sealed_face(script) as face,
-        face.connect() as (reader, _),
-        face.connect() as (_, busy),
-    ):
-        busy.write(GET)
-        async with asyncio.timeout(10):
-            while face.service.pool.open_connections < 1:
-                await asyncio.sleep(0.001)
-        face.service.end_all(Code.GOING_AWAY, "drain", only_idle=True)
-        assert face.service.open_connections == 1
+    async with sealed_face(script) as face, face.connect() as (reader, writer):
+        face.service.limits = Limits(wind_down_seconds=0.0)
+        writer.write(GET)
+        await reader.readuntil(b"abc")
+        for _ in range(5):
+            wind_down(face)
+        go_on.set()
+        assert await reader.read() == b"def"
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)

@@ -311,11 +311,9 @@ def test_small_pieces_of_a_large_message_do_not_keep_it_alive() -> None:
 # GOAWAY and the end
 
 
-def test_after_go_away_running_streams_finish_and_new_ones_are_refused() -> None:
+def test_after_go_away_running_streams_finish_and_no_new_ones_are_opened() -> None:
     pair = SessionPair()
     near, far = opened(pair)
-    crossing = pair.server.open()
-    pair.pull(pair.server)
     pair.agent.session.go_away(Code.GOING_AWAY, "upgrade", retry_after_seconds=2.5)
     pair.agent.session.go_away(Code.GOING_AWAY, "again")
     pair.settle()
@@ -325,7 +323,6 @@ def test_after_go_away_running_streams_finish_and_new_ones_are_refused() -> None
         2.5,
         "upgrade",
     )
-    assert [end and end.code for end in crossing.ends] == [Code.GOING_AWAY]
     for end in (pair.agent, pair.server):
         with pytest.raises(StreamReset, match="no new streams"):
             end.open()
@@ -334,6 +331,82 @@ def test_after_go_away_running_streams_finish_and_new_ones_are_refused() -> None
     far.stream.write_eof()
     pair.settle()
     assert (far.received, far.ends, near.ends) == (b"still here", [None], [None])
+
+
+def test_a_stream_that_crosses_a_go_away_is_taken() -> None:
+    """Nobody is turned away who comes at this moment; who comes later broke the rules."""
+    pair = SessionPair()
+    crossing = pair.server.open()
+    pair.pull(pair.server)
+    session = pair.agent.session
+    session.go_away(Code.GOING_AWAY, "upgrade")
+    assert not session.is_spent, "one may be under way"
+    pair.settle()
+    assert not crossing.ends and not session.is_spent
+    crossing.stream.write(b"served")
+    crossing.stream.write_eof()
+    far = pair.agent.handlers[crossing.stream.id]
+    pair.settle()
+    far.stream.write_eof()
+    pair.settle()
+    assert (far.received, crossing.ends) == (b"served", [None])
+    assert session.is_spent
+    pair.feed(pair.agent, frames.encode_open(100, 1000, "tcp/late"))
+    assert FrameType.RESET in types(session.data_to_send(pair.now))
+
+
+def test_the_answer_to_an_older_ping_is_no_answer_to_the_goodbye() -> None:
+    pair = SessionPair()
+    session = pair.agent.session
+    session.handle_timer(pair.now)  # a PING
+    pair.pull(pair.agent)
+    session.go_away(Code.GOING_AWAY, "upgrade")
+    pair.deliver(pair.agent)
+    pair.pull(pair.server)
+    pair.deliver(pair.server)
+    assert session.liveness.round_trip_seconds is not None
+    assert not session.is_spent
+    pair.settle()
+    assert session.is_spent
+
+
+def test_a_session_of_reports_only_is_spent() -> None:
+    pair = SessionPair()
+    pair.agent.open("control")
+    pair.settle()
+    assert not pair.server.session.is_spent, "it does not drain"
+    pair.server.session.go_away(Code.GOING_AWAY, "upgrade")
+    assert pair.server.session.is_spent
+    pair.settle()
+    assert pair.agent.session.is_spent, "the server said that it opens nothing more"
+
+
+def test_streams_that_are_reset_together_tell_both_ends_why() -> None:
+    pair = SessionPair()
+    near, far = opened(pair)
+    control = pair.agent.open("control")
+    far.stream.write(bytes(100_000))
+    pair.settle()
+    session = pair.agent.session
+    assert session.reset_streams(Code.GOING_AWAY, "the agent stops") == 1
+    pair.settle()
+    for told in (near, far, control):
+        assert [str(end) for end in told.ends] == ["the agent stops (going_away)"]
+    assert not session.streams and not pair.server.session.streams
+    assert session.counters.resets_sent[Code.GOING_AWAY] == 2
+
+
+def test_streams_are_asked_to_wind_down_and_a_bug_there_is_the_streams_own() -> None:
+    pair = SessionPair()
+    (_, patient), (near, buggy) = opened(pair), opened(pair)
+    asked: list[Recorder] = []
+    patient.wind_down = lambda: asked.append(patient)  # type: ignore[attr-defined]
+    buggy.wind_down = lambda: 1 / 0  # type: ignore[attr-defined]
+    pair.agent.session.wind_down()
+    pair.server.session.wind_down()  # its handlers do not know how
+    pair.settle()
+    assert asked == [patient]
+    assert [end and end.code for end in near.ends] == [Code.INTERNAL]
 
 
 def test_closing_a_session_tells_every_stream_once() -> None:

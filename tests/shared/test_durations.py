@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tower_server.durations import (
+from shared.durations import (
     format_age,
     format_duration,
     parse_duration,
