@@ -9,6 +9,7 @@
     member    a member's apiserver: preflight, reports, the TLS end of the sealed face
     metrics   numbers as Prometheus reads them, and those that both ends have
     program   how our programs run and end: event loop, signals, exit status
+    outbound  a TCP connection, straight or through an HTTP proxy
     settings  values of flags and environment variables; durations: `8h` and `3m12s`
     words     what others say, made fit for our sentences
     logs      log lines as text or JSON, without secrets

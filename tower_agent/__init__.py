@@ -13,7 +13,7 @@ How the parts talk:
     proxies         which HTTP proxy leads to the server, by HTTPS_PROXY and NO_PROXY
     link            keeps a tunnel to the server open, by the schedule of reconnect; kept: the
                     session of the one that was lost
-    dialer          makes one: outbound (TCP, through a proxy or not), TLS, upgrade (WebSocket)
+    dialer          makes one: TCP (shared.outbound), TLS, upgrade (WebSocket)
     dispatch        what a stream of the tunnel is opened to: the sealed face, or
     raw             an address of the agent's own list
     reporter        tells the server how the member is; health: tells the kubelet how we are,

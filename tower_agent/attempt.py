@@ -31,6 +31,7 @@ from certs.joining import (
 )
 from certs.keys import PrivateBytes, certificate_request, parse_private_key
 from shared.member.preflight import MemberFacts
+from shared.outbound import Proxy
 from shared.words import quoted
 from tower_agent.causes import (
     clock_difference,
@@ -40,7 +41,6 @@ from tower_agent.causes import (
 )
 from tower_agent.credentials import Credentials
 from tower_agent.exchange import Answer, Exchange, ExchangeFailed
-from tower_agent.proxies import Proxy
 
 __all__ = ["Attempt", "JoinFailed", "JoinSettings"]
 

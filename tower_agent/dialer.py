@@ -18,6 +18,7 @@ from certs.keys import parse_private_key
 from shared.mux.budget import WindowBudget
 from shared.mux.session import Role, Session
 from shared.mux.windows import INITIAL_WINDOW_BYTES
+from shared.outbound import ProxyRefused, open_socket
 from shared.tunnel.connection import TunnelConnection, TunnelOwner
 from shared.version import VERSION
 from shared.wire.hello import Hello
@@ -29,7 +30,6 @@ from tower_agent.causes import (
     parse_error,
 )
 from tower_agent.credentials import Credentials
-from tower_agent.outbound import ProxyRefused, open_socket
 from tower_agent.proxies import proxy_for
 from tower_agent.reconnect import DIAL_TIMEOUT_SECONDS
 from tower_agent.upgrade import Upgrade

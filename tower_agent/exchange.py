@@ -13,8 +13,8 @@ from typing import Any, Self
 
 import aiohttp
 
+from shared.outbound import Proxy
 from tower_agent.causes import explain_no_connection, explain_proxy_refusal
-from tower_agent.proxies import Proxy
 
 __all__ = ["MAX_ANSWER_BYTES", "Answer", "Exchange", "ExchangeFailed"]
 

@@ -4,40 +4,13 @@ Pure: the environment is an argument. We do not use urllib's reader because it k
 (`NO_PROXY=10.0.0.0/8`), which operators write, nor aiohttp's, which also reads ~/.netrc.
 """
 
-import base64
-import dataclasses
 import ipaddress
 from collections.abc import Mapping
 from urllib.parse import unquote, urlsplit
 
-__all__ = ["Proxy", "proxy_for"]
+from shared.outbound import Proxy
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Proxy:
-    """A plain HTTP proxy to CONNECT through. Its repr and str never show the credentials."""
-
-    host: str
-    port: int
-    user: str | None = dataclasses.field(default=None, repr=False)
-    password: str | None = dataclasses.field(default=None, repr=False)
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
-
-    @property
-    def url(self) -> str:
-        """The proxy's URL without credentials."""
-        return f"http://{self}"
-
-    @property
-    def authorization(self) -> str | None:
-        """The Proxy-Authorization header's value (a secret), or None."""
-        if self.user is None:
-            return None
-        pair = f"{self.user}:{self.password or ''}".encode()
-        return "Basic " + base64.b64encode(pair).decode()
+__all__ = ["proxy_for"]
 
 
 def proxy_for(host: str, port: int, environ: Mapping[str, str]) -> Proxy | None:

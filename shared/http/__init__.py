@@ -7,7 +7,9 @@
     identity     Caller, Policy, and the rules who a request runs as              (pure)
     translation  all of the above: the client's head → the apiserver's head       (pure)
     deadlines    a deadline that moves often and seldom strikes
+    kubeconfig   what a kubeconfig says about one cluster
     apiserver    where the apiserver is, and our credential to it
+    route        the way there: TCP or a proxy, and TLS
     upstream     the warm pool of connections to it
     exchange     one request and its answer
     relay        one client connection: request after request, upgrades, limits

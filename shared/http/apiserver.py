@@ -6,17 +6,20 @@ all that the pool needs to know.
 """
 
 import base64
+import binascii
 import contextlib
+import json
 import os
 import ssl
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
-import yaml
+from shared.http.kubeconfig import BadKubeconfig, Kubeconfig, parse_kubeconfig
+from shared.http.status import AGENT, Speaker
+from shared.outbound import Proxy
 
 __all__ = [
     "SERVICE_ACCOUNT_DIRECTORY",
@@ -24,6 +27,7 @@ __all__ = [
     "BadKubeconfig",
     "Credential",
     "from_kubeconfig",
+    "from_parsed",
     "in_cluster",
 ]
 
@@ -32,10 +36,6 @@ SERVICE_ACCOUNT_DIRECTORY = Path("/var/run/secrets/kubernetes.io/serviceaccount"
 # Kubernetes renews a projected token at four fifths of its life (at least 10 minutes), so
 # half a minute of an old one never matters. client-go reads once a minute.
 TOKEN_REREAD_SECONDS = 30.0
-
-
-class BadKubeconfig(ValueError):
-    """The kubeconfig cannot be used as it is; the message says what to change."""
 
 
 class Credential:
@@ -49,6 +49,8 @@ class Credential:
         *,
         token: str = "",
         token_file: Path | None = None,
+        username: str = "",
+        password: str = "",
         monotonic: Callable[[], float],
     ) -> None:
         self._token_file = token_file
@@ -56,14 +58,21 @@ class Credential:
         # When the file is to be read next.
         self._read_again_at = 0.0
         self._line = b""
+        # What it is, for people.
+        self._kind = "a certificate"
+        # When a fixed token ends, if it says so. One in a file is renewed by somebody.
+        self.expires_at: datetime | None = None
         if token:
+            self._kind = "a fixed token"
             self._line = _authorization(token)
+            self.expires_at = _token_expires_at(token)
+        elif username:
+            self._kind = "a password"
+            pair = base64.b64encode(f"{username}:{password}".encode())
+            self._line = b"Authorization: Basic %b\r\n" % pair
 
     def __repr__(self) -> str:
-        source = self._token_file or (
-            "a fixed token" if self._line else "a certificate"
-        )
-        return f"Credential({source})"
+        return f"Credential({self._token_file or self._kind})"
 
     def line(self) -> bytes:
         """The field's line with CRLF, or nothing. A file that is gone keeps the last."""
@@ -89,6 +98,22 @@ def _authorization(token: str) -> bytes:
     return b"Authorization: Bearer %b\r\n" % token.encode() if token else b""
 
 
+def _token_expires_at(token: str) -> datetime | None:
+    """When a JWT says that it ends; None for what is none. It is not verified: it is our own."""
+    try:
+        _, payload, _ = token.strip().split(".")
+        claims = json.loads(
+            base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
+        )
+        return datetime.fromtimestamp(claims["exp"], UTC)
+    except (
+        *(ValueError, binascii.Error, RecursionError),  # no JWT
+        *(KeyError, TypeError),  # one that has no end, or no claims
+        *(OverflowError, OSError),  # an end beyond all calendars
+    ):
+        return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class ApiServer:
     """One apiserver: where it is, how to trust it, who we are to it."""
@@ -102,6 +127,13 @@ class ApiServer:
     # What precedes every path; no slash at its end. Mostly empty.
     base_path: bytes = b""
     credential: Credential = field(repr=False)
+    # The certificate of our own in `tls`, if there is one: for people who ask when it ends.
+    certificate_pem: str | None = field(default=None, repr=False)
+    # Through whom it is reached, and the TLS to that one if it wants some.
+    proxy: Proxy | None = None
+    proxy_tls: ssl.SSLContext | None = None
+    # Who tells callers when there is no answer of the apiserver's.
+    speaker: Speaker = AGENT
 
     @property
     def authority(self) -> bytes:
@@ -148,107 +180,79 @@ def from_kubeconfig(path: Path, *, monotonic: Callable[[], float]) -> ApiServer:
     Raises:
         BadKubeconfig: If the file cannot be read or wants what we do not do.
     """
-    config = _load(path)
-    context = _entry(path, config, "contexts", _get(path, config, "current-context"))
-    names = _get(path, context, "context")
-    cluster = _get(
-        path, _entry(path, config, "clusters", _get(path, names, "cluster")), "cluster"
-    )
-    user = _entry(path, config, "users", _get(path, names, "user")).get("user") or {}
     try:
-        url = urlsplit(str(_get(path, cluster, "server")))
-        host, port = url.hostname, url.port
-        base_path = url.path.rstrip("/").encode("ascii")
-    except ValueError:
-        raise BadKubeconfig(f"{path}: the server is not a URL") from None
-    if not host or url.scheme not in ("https", "http"):
-        raise BadKubeconfig(f"{path}: the server must be a URL with https")
-    _refuse_unsupported(path, cluster, user)
-    is_tls = url.scheme == "https"
-    return ApiServer(
-        host=host,
-        port=port or (443 if is_tls else 80),
-        tls=_context(path, cluster, user) if is_tls else None,
-        server_hostname=(cluster.get("tls-server-name") or host) if is_tls else None,
-        base_path=base_path,
-        credential=_credential(path, user, monotonic),
-    )
-
-
-def _load(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
     except OSError as error:
         raise BadKubeconfig(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError):
-        raise BadKubeconfig(f"{path} is not YAML, so it is no kubeconfig") from None
+    kubeconfig = parse_kubeconfig(data, source=str(path), directory=path.parent)
+    return from_parsed(kubeconfig, source=str(path), monotonic=monotonic)
 
 
-def _get(path: Path, entry: Any, key: str) -> Any:
-    if not isinstance(entry, dict) or not entry.get(key):
-        raise BadKubeconfig(
-            f"{path} lacks {key!r}; its current context must name a cluster with a "
-            "server, and a user"
+def from_parsed(
+    kubeconfig: Kubeconfig,
+    *,
+    source: str,
+    monotonic: Callable[[], float],
+    speaker: Speaker = AGENT,
+) -> ApiServer:
+    """The apiserver of a kubeconfig that has been read. `source` is what it is called.
+
+    Raises:
+        BadKubeconfig: If a certificate, a key or a token in it cannot be used.
+    """
+    proxy = kubeconfig.proxy
+    return ApiServer(
+        host=kubeconfig.host,
+        port=kubeconfig.port,
+        tls=_client_context(
+            ca_pem=kubeconfig.ca_pem,
+            certificate_pem=kubeconfig.certificate_pem,
+            key_pem=kubeconfig.key_pem,
+            is_verified=kubeconfig.is_verified,
         )
-    return entry[key]
-
-
-def _entry(path: Path, config: Any, kind: str, name: str) -> Any:
-    for entry in _get(path, config, kind):
-        if isinstance(entry, dict) and entry.get("name") == name:
-            return entry
-    raise BadKubeconfig(f"{path} has no entry {name!r} in its {kind}")
-
-
-def _refuse_unsupported(path: Path, cluster: Any, user: Any) -> None:
-    for kind in ("exec", "auth-provider", "username", "password"):
-        if user.get(kind):
-            raise BadKubeconfig(
-                f"{path}: a user with {kind!r} cannot be used here, because it needs a "
-                "program or a person; make a kubeconfig with a ServiceAccount token "
-                "(kubectl create token) or a client certificate"
-            )
-    if cluster.get("proxy-url"):
-        raise BadKubeconfig(f"{path}: 'proxy-url' is not supported here")
-    if any(key.startswith(("as-", "impersonate")) or key == "as" for key in user):
-        raise BadKubeconfig(f"{path}: a user that impersonates another cannot be used")
-
-
-def _credential(path: Path, user: Any, monotonic: Callable[[], float]) -> Credential:
-    token_file = user.get("tokenFile")
-    if token_file:
-        credential = Credential(
-            token_file=path.parent / token_file, monotonic=monotonic
-        )
-        if not credential.line():
-            raise BadKubeconfig(f"{path}: cannot read the token in {token_file}")
-        return credential
-    return Credential(token=user.get("token") or "", monotonic=monotonic)
-
-
-def _context(path: Path, cluster: Any, user: Any) -> ssl.SSLContext:
-    return _client_context(
-        ca_pem=_pem(path, cluster, "certificate-authority"),
-        certificate_pem=_pem(path, user, "client-certificate"),
-        key_pem=_pem(path, user, "client-key"),
-        is_verified=not cluster.get("insecure-skip-tls-verify"),
+        if kubeconfig.is_tls
+        else None,
+        server_hostname=(kubeconfig.tls_server_name or kubeconfig.host)
+        if kubeconfig.is_tls
+        else None,
+        base_path=kubeconfig.base_path.encode("ascii"),
+        credential=_credential(kubeconfig, source, monotonic),
+        certificate_pem=kubeconfig.certificate_pem if kubeconfig.is_tls else None,
+        proxy=proxy,
+        proxy_tls=_proxy_context(kubeconfig.ca_pem) if proxy and proxy.is_tls else None,
+        speaker=speaker,
     )
 
 
-def _pem(path: Path, entry: Any, key: str) -> str | None:
-    """What `key`-data holds, or the file that `key` names, beside the kubeconfig."""
-    try:
-        if entry.get(f"{key}-data"):
-            return base64.b64decode(entry[f"{key}-data"], validate=True).decode("ascii")
-        if entry.get(key):
-            return (path.parent / str(entry[key])).read_text(encoding="ascii")
-    except OSError as error:
+def _credential(
+    kubeconfig: Kubeconfig, source: str, monotonic: Callable[[], float]
+) -> Credential:
+    if kubeconfig.token_file is None:
+        return Credential(
+            token=kubeconfig.token,
+            username=kubeconfig.username,
+            password=kubeconfig.password,
+            monotonic=monotonic,
+        )
+    credential = Credential(token_file=kubeconfig.token_file, monotonic=monotonic)
+    if not credential.line():
         raise BadKubeconfig(
-            f"{path}: cannot read {key} {entry[key]}: {error.strerror}"
-        ) from None
-    except ValueError:
-        raise BadKubeconfig(f"{path}: {key} is not PEM (base64 in -data)") from None
-    return None
+            f"{source}: cannot read the token in {kubeconfig.token_file}"
+        )
+    return credential
+
+
+def _proxy_context(ca_pem: str | None) -> ssl.SSLContext:
+    """For a proxy that wants TLS itself: the system's roots, and the member's CA.
+
+    client-go trusts only the latter, by accident; proxies of people have either.
+    """
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    if ca_pem:
+        with contextlib.suppress(ssl.SSLError):  # is reported for the apiserver
+            context.load_verify_locations(cadata=ca_pem)
+    return context
 
 
 def _client_context(

@@ -332,8 +332,8 @@ class Exchange:
         self._is_over = True
         self._drop_connection()
         self._refuse_or_break(
-            f"the apiserver at {server} does not accept the agent's own credential "
-            "(401); renew the agent's token or kubeconfig in the member"
+            f"the apiserver at {server} does not accept {server.speaker.credential} "
+            f"(401); {server.speaker.renewal}"
         )
 
     def _fail(self, message: str) -> None:

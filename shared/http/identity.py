@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from shared.http.heads import RequestHead, list_entries
-from shared.http.status import Refusal
+from shared.http.status import AGENT, Refusal, Speaker
 
 __all__ = [
     "DEFAULT_GROUPS",
@@ -84,27 +84,28 @@ class Policy:
 
     users: frozenset[str] = DEFAULT_USERS
     groups: frozenset[str] = DEFAULT_GROUPS
+    # Who applies it, for the sentences.
+    speaker: Speaker = AGENT
 
     def check(self, user: str, groups: Iterable[str]) -> None:
         """Raise a Refusal (403) that names the first user or group not listed."""
         if not _is_listed(user, self.users):
-            raise _forbidden(f"user {user!r}", "--allow-user", user)
+            raise self._forbidden(f"user {user!r}", "--allow-user", user)
         for group in groups:
             if not _is_listed(group, self.groups):
-                raise _forbidden(f"group {group!r}", "--allow-group", group)
+                raise self._forbidden(f"group {group!r}", "--allow-group", group)
+
+    def _forbidden(self, what: str, option: str, name: str) -> Refusal:
+        return Refusal(
+            code=403,
+            message=f"{self.speaker.name} does not act as {what} in this cluster; "
+            f"{self.speaker.allowing} {option} {name}",
+        )
 
 
 def _is_listed(name: str, listed: frozenset[str]) -> bool:
     # system:kube-controller-manager alone is a way to cluster-admin: `*` is not enough.
     return name in listed or ("*" in listed and not name.startswith("system:"))
-
-
-def _forbidden(what: str, option: str, name: str) -> Refusal:
-    return Refusal(
-        code=403,
-        message=f"this cluster's agent does not act as {what}; the cluster's admin can "
-        f"allow it there with {option} {name}",
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +176,7 @@ def judge(head: RequestHead, caller: Caller, policy: Policy) -> Forward:
     review = None
     user, groups = caller.user, caller.groups
     if impersonation:
-        user, groups = _requested_identity(impersonation)
+        user, groups = _requested_identity(impersonation, policy.speaker)
         policy.check(user, groups)
         review = Review(caller.user, caller.groups, user, groups)
     return Forward(lines=lines, identity=identity_lines(user, groups), review=review)
@@ -245,7 +246,7 @@ def _without_bearer(value: bytes) -> bytes:
 
 
 def _requested_identity(
-    fields: list[tuple[bytes, bytes]],
+    fields: list[tuple[bytes, bytes]], speaker: Speaker
 ) -> tuple[str, tuple[str, ...]]:
     """The user and groups of the caller's own Impersonate-* fields."""
     users: list[str] = []
@@ -254,7 +255,7 @@ def _requested_identity(
         if name not in (b"impersonate-user", b"impersonate-group"):
             raise Refusal(
                 code=403,
-                message=f"this cluster's agent does not act with {name.decode()}: only "
+                message=f"{speaker.name} does not act with {name.decode()}: only "
                 "a user and groups can be impersonated through it",
             )
         try:

@@ -10,7 +10,7 @@ from typing import Any
 
 from shared.http.client import JsonCall
 from shared.http.identity import Review
-from shared.http.status import Refusal
+from shared.http.status import Refusal, Speaker
 from shared.http.upstream import UpstreamPool
 
 __all__ = ["REMEMBERED_SECONDS", "ImpersonationReviews"]
@@ -61,7 +61,8 @@ class ImpersonationReviews:
         attributes, *later = remaining
 
         def on_done(answer: tuple[int, dict[str, Any]] | Refusal) -> None:
-            refusal = _refusal(review, attributes, answer)
+            speaker = self._pool.apiserver.speaker
+            refusal = _refusal(review, attributes, answer, speaker)
             if refusal is not None:
                 on_answer(refusal)
             else:
@@ -123,6 +124,7 @@ def _refusal(
     review: Review,
     attributes: dict[str, str],
     answer: tuple[int, dict[str, Any]] | Refusal,
+    speaker: Speaker,
 ) -> Refusal | None:
     """None if the answer is a clear yes."""
     if isinstance(answer, Refusal):
@@ -131,15 +133,15 @@ def _refusal(
     if code == 401:
         return Refusal(
             code=502,
-            message="the apiserver does not accept the agent's own credential (401); "
-            "renew the agent's token or kubeconfig in the member",
+            message=f"the apiserver does not accept {speaker.credential} (401); "
+            f"{speaker.renewal}",
         )
     if code not in (200, 201):
         return Refusal(
             code=502,
-            message="the agent cannot ask its apiserver whether the impersonation is "
-            f"allowed ({code}: {body.get('message', 'no message')}); its ClusterRole "
-            "needs create on subjectaccessreviews",
+            message=f"{speaker.name} cannot ask the apiserver whether the impersonation is "
+            f"allowed ({code}: {body.get('message', 'no message')}); "
+            f"{speaker.right_to_review}",
         )
     status = body.get("status")
     if isinstance(status, dict) and status.get("allowed") is True:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from shared.errors import Code
+from shared.http.apiserver import ApiServer
 from shared.http.identity import Caller, Policy, Review
 from shared.http.relay import AnswerCounts, Limits, RequestRelay
 from shared.http.reviews import ImpersonationReviews
@@ -46,8 +47,8 @@ class RequestService:
         # For people who look; relays count into it.
         self.answers = AnswerCounts()
         self._reviews = ImpersonationReviews(pool, loop=loop)
-        # Every relay whose stream is not over.
-        self._relays: set[RequestRelay] = set()
+        # Every relay whose stream is not over, and who translates for it (None: refuses all).
+        self._relays: dict[RequestRelay, Translator | None] = {}
 
     @property
     def open_connections(self) -> int:
@@ -55,15 +56,16 @@ class RequestService:
 
     def serve(self, stream: ByteStream, caller: Caller) -> RequestRelay:
         """The handler of a plaintext stream whose caller has been authenticated."""
-        return self._relay(
-            RequestRelay(
-                stream,
-                translate=Translator(caller, self.policy, self.pool.apiserver),
-                owner=self,
-                not_after=caller.not_after,
-                serial=caller.serial,
-            )
+        translator = Translator(caller, self.policy, self.pool.apiserver)
+        relay = RequestRelay(
+            stream,
+            translate=translator,
+            owner=self,
+            not_after=caller.not_after,
+            serial=caller.serial,
         )
+        self._relays[relay] = translator
+        return relay
 
     def accept(
         self, identify: Identify
@@ -81,18 +83,25 @@ class RequestService:
             try:
                 caller = identify(ssl_object)
             except Refusal as refusal:
-                return self._relay(
-                    RequestRelay(
-                        stream,
-                        translate=refuse_all(refusal),
-                        owner=self,
-                        not_after=None,
-                        serial=None,
-                    )
+                relay = RequestRelay(
+                    stream,
+                    translate=refuse_all(refusal),
+                    owner=self,
+                    not_after=None,
+                    serial=None,
                 )
+                self._relays[relay] = None
+                return relay
             return self.serve(stream, caller)
 
         return on_handshake
+
+    def renew(self, apiserver: ApiServer) -> None:
+        """The apiserver has another address or credential; no connection of a client ends."""
+        self.pool.renew(apiserver)
+        for translator in self._relays.values():
+            if translator is not None:
+                translator.use(apiserver)
 
     def end_serials(self, serials: frozenset[int], reason: str) -> int:
         """End the connections of revoked certificates; returns how many."""
@@ -112,8 +121,4 @@ class RequestService:
         self._reviews.ask(review, on_answer)
 
     def relay_closed(self, relay: RequestRelay) -> None:
-        self._relays.discard(relay)
-
-    def _relay(self, relay: RequestRelay) -> RequestRelay:
-        self._relays.add(relay)
-        return relay
+        self._relays.pop(relay, None)

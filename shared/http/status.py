@@ -1,9 +1,10 @@
 """Errors as Kubernetes clients expect them: `Status` objects, and the answers that carry them."""
 
 import json
+from dataclasses import dataclass
 from http import HTTPStatus
 
-__all__ = ["Refusal", "status_body"]
+__all__ = ["AGENT", "Refusal", "Speaker", "status_body"]
 
 # The reason field that client-go's errors package looks at, by HTTP code; a code that is
 # not here gets none, as the apiserver does it.
@@ -37,6 +38,29 @@ def status_body(code: int, message: str, *, retry_after_seconds: int = 0) -> byt
     if retry_after_seconds:
         status["details"] = {"retryAfterSeconds": retry_after_seconds}
     return json.dumps(status, separators=(",", ":")).encode() + b"\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speaker:
+    """Who stands before the apiserver and answers in its place: for sentences only."""
+
+    name: str
+    # What it proves itself with to the apiserver, and how that is put right.
+    credential: str
+    renewal: str
+    # How its right to ask for reviews is put right.
+    right_to_review: str
+    # How a user or group is allowed, before `--allow-user NAME`.
+    allowing: str
+
+
+AGENT = Speaker(
+    name="the agent",
+    credential="the agent's own credential",
+    renewal="renew the agent's token or kubeconfig in the member",
+    right_to_review="its ClusterRole needs create on subjectaccessreviews",
+    allowing="the cluster's admin can allow it there with",
+)
 
 
 class Refusal(Exception):

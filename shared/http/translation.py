@@ -61,8 +61,8 @@ class Translator:
     __slots__ = (
         "_apiserver",
         "_caller",
-        "_known_fields",
         "_host_line",
+        "_known_fields",
         "_known_lines",
         "_policy",
         "_prefix",
@@ -71,13 +71,17 @@ class Translator:
     def __init__(self, caller: Caller, policy: Policy, apiserver: ApiServer) -> None:
         self._caller = caller
         self._policy = policy
-        self._apiserver = apiserver
+        self.use(apiserver)
         self._prefix = cluster_prefix(caller.cluster)
-        self._host_line = b"Host: %b\r\n" % apiserver.authority
         # From behind the request line to the empty line; empty: none known.
         self._known_fields = b""
         # The lines that are sent for them, identity included.
         self._known_lines = b""
+
+    def use(self, apiserver: ApiServer) -> None:
+        """Go on with another address or credential, from the next request on."""
+        self._apiserver = apiserver
+        self._host_line = b"Host: %b\r\n" % apiserver.authority
 
     def __call__(self, raw: bytes) -> Outgoing:
         """Translate one head, complete with its empty line.

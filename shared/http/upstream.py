@@ -7,12 +7,13 @@ new connection needs one, which the pool owns.
 """
 
 import asyncio
-import ssl
 from collections import deque
 from typing import Protocol, cast
 
 from shared.http.apiserver import ApiServer
+from shared.http.route import open_route, why_no_route
 from shared.http.status import Refusal
+from shared.outbound import ProxyRefused
 
 __all__ = [
     "CONNECT_TIMEOUT_SECONDS",
@@ -68,12 +69,14 @@ class UpstreamConnection(asyncio.Protocol):
         self._pool = pool
         # Set by connection_made.
         self._transport: asyncio.Transport | None = None
-        # What is paused: the TCP transport, also under TLS. Set by connection_made or secured.
+        # What is paused: the TCP transport, also under TLS. Set by connection_made or connected.
         self._source: asyncio.Transport | None = None
         # Who gets the bytes; None while idle.
         self.user: UpstreamUser | None = None
         # It has served a request before, so the apiserver may have closed it unseen.
         self.is_reused = False
+        # It was made to where the apiserver was before, or with a credential that is replaced.
+        self.is_outdated = False
         # Something of the current answer has come.
         self.has_answered = False
         # Too much waits to be sent: its user should write no more for now.
@@ -147,8 +150,10 @@ class UpstreamConnection(asyncio.Protocol):
         self._transport = self._source = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
 
-    def secured(self, transport: asyncio.Transport, source: asyncio.Transport) -> None:
-        """Called instead of connection_made, with the TLS transport and the TCP one under it.
+    def connected(
+        self, transport: asyncio.Transport, source: asyncio.Transport
+    ) -> None:
+        """Called instead of connection_made, with the transport and the TCP one under its TLS.
 
         Reading is paused on the latter. A TLS transport that is paused keeps what has come in a
         buffer of its own, and uvloop's throws that away when the apiserver closes: the end of
@@ -215,6 +220,8 @@ class UpstreamPool:
         # Runs while there are idle connections.
         self._idle_timer: asyncio.TimerHandle | None = None
         self._is_closed = False
+        # Counts renewals.
+        self._generation = 0
 
     @property
     def idle_connections(self) -> int:
@@ -246,9 +253,26 @@ class UpstreamPool:
         if user in self._waiting:
             self._waiting.remove(user)
 
+    def renew(self, apiserver: ApiServer) -> None:
+        """The same apiserver by another address or credential: for what is connected from now on.
+
+        Requests that are being answered go on; then their connections are closed.
+        """
+        self.apiserver = apiserver
+        for connection in self._connections:
+            connection.is_outdated = True
+        # Those under way as well: they began with the old address.
+        self._generation += 1
+        while self._idle:
+            self._idle.popleft().close()
+
     def released(self, connection: UpstreamConnection) -> None:
         """A connection is free; `UpstreamConnection.release` calls this."""
-        if self._is_closed or len(self._idle) >= self._max_idle:
+        if (
+            self._is_closed
+            or connection.is_outdated
+            or len(self._idle) >= self._max_idle
+        ):
             connection.close()
             return
         connection.idle_since = self._loop.time()
@@ -278,19 +302,23 @@ class UpstreamPool:
         for task in connects:
             task.cancel()
         while self._waiting:
-            self._fail_next(Refusal(code=503, message="the agent is stopping"))
+            self._fail_next(Refusal(code=503, message=f"{self._name} is stopping"))
         if connects:
             await asyncio.wait(connects)
 
     # -- inside -------------------------------------------------------------------------
 
+    @property
+    def _name(self) -> str:
+        return self.apiserver.speaker.name
+
     def _connect(self, user: UpstreamUser) -> None:
         if self._is_closed:
-            self._fail_later(503, "the agent is stopping")
+            self._fail_later(503, f"{self._name} is stopping")
         elif len(self._connections) + len(self._connects) >= self._max_connections:
             self._fail_later(
                 503,
-                f"the agent has {self._max_connections} connections to the apiserver "
+                f"{self._name} has {self._max_connections} connections to the apiserver "
                 "open, which is its limit",
             )
         else:
@@ -310,19 +338,21 @@ class UpstreamPool:
             self._waiting.popleft().upstream_failed(refusal)
 
     async def _open_connection(self) -> None:
-        server = self.apiserver
+        server, generation = self.apiserver, self._generation
+        connection = UpstreamConnection(self)
         try:
             async with asyncio.timeout(self._connect_timeout_seconds):
-                connection = await self._dial()
-        except (OSError, TimeoutError) as error:
-            reason = _why(error, self._connect_timeout_seconds)
+                connection.connected(*await open_route(server, connection))
+        except (OSError, ProxyRefused) as error:  # TimeoutError is an OSError
+            reason = why_no_route(error, self._connect_timeout_seconds, server.proxy)
             self._fail_next(
                 Refusal(
                     code=502,
-                    message=f"the agent cannot reach its apiserver at {server}: {reason}",
+                    message=f"{self._name} cannot reach the apiserver at {server}: {reason}",
                 )
             )
             return
+        connection.is_outdated = generation != self._generation
         if not connection.is_open:
             self._fail_next(
                 Refusal(code=502, message=f"the apiserver at {server} hung up at once")
@@ -336,25 +366,6 @@ class UpstreamPool:
         else:
             self.released(connection)
 
-    async def _dial(self) -> UpstreamConnection:
-        server = self.apiserver
-        connection = UpstreamConnection(self)
-        if server.tls is None:
-            await self._loop.create_connection(
-                lambda: connection, server.host, server.port
-            )
-            return connection
-        # Not create_connection(ssl=...), which keeps the TCP transport to itself.
-        source, _ = await self._loop.create_connection(
-            asyncio.Protocol, server.host, server.port
-        )
-        transport = await self._loop.start_tls(
-            source, connection, server.tls, server_hostname=server.server_hostname
-        )
-        assert transport is not None
-        connection.secured(transport, source)
-        return connection
-
     def _close_idle(self) -> None:
         """Close what has been idle for too long; the oldest are on the left."""
         limit = self._loop.time() - self._idle_seconds
@@ -365,16 +376,3 @@ class UpstreamPool:
             self._idle_timer = self._loop.call_at(
                 self._idle[0].idle_since + self._idle_seconds, self._close_idle
             )
-
-
-def _why(error: Exception, timeout_seconds: float) -> str:
-    """A connect's failure in words that an operator can act on."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not trusted ({error.verify_message})"
-    if isinstance(error, ssl.SSLError):
-        return f"TLS failed ({error.reason})"
-    if isinstance(error, TimeoutError):
-        return f"no connection within {timeout_seconds:g} s"
-    if isinstance(error, ConnectionRefusedError):
-        return "connection refused"
-    return (getattr(error, "strerror", None) or str(error) or "failed").lower()

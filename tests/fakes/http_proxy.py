@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import ssl
 from collections.abc import AsyncIterator
 
 __all__ = ["HttpProxy", "http_proxy"]
@@ -90,11 +91,17 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 @contextlib.asynccontextmanager
 async def http_proxy(
-    *, login: str | None = None, refuse_with: int | None = None
+    *,
+    login: str | None = None,
+    refuse_with: int | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[HttpProxy]:
-    """Listen on loopback. `login` is USER:PASSWORD; `refuse_with` a status for every CONNECT."""
+    """Listen on loopback. `login` is USER:PASSWORD; `refuse_with` a status for every CONNECT.
+
+    With `tls` the proxy itself is spoken to in TLS.
+    """
     proxy = HttpProxy(login, refuse_with)
-    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0, ssl=tls)
     proxy.port = server.sockets[0].getsockname()[1]
     try:
         yield proxy

@@ -19,6 +19,7 @@ from email.utils import format_datetime
 import pytest
 
 from shared.errors import Code
+from shared.outbound import open_socket
 from tests.fakes.dialling import (
     answering,
     credentials,
@@ -35,7 +36,6 @@ from tests.fakes.upstream import RawConnection, RawUpstream, Script
 from tower_agent import dialer as dialer_module
 from tower_agent.credentials import Credentials
 from tower_agent.dialer import Dialer, DialFailed, _retry_after
-from tower_agent.outbound import open_socket
 
 NOW = datetime(2026, 11, 24, 8, 0, tzinfo=UTC)
 

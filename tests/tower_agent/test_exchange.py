@@ -10,10 +10,10 @@ import pytest
 from aiohttp import web
 
 from certs.contexts import outer_client
+from shared.outbound import Proxy
 from tests.fakes.join_server import serve_https
 from tests.fakes.tls_proxy import StrangeAuthority
 from tower_agent.exchange import MAX_ANSWER_BYTES, Answer, Exchange, ExchangeFailed
-from tower_agent.proxies import Proxy
 
 
 async def ask(handler: object) -> Answer:

@@ -17,7 +17,7 @@ from tests.fakes.faults import LINGER_RESET
 from tests.fakes.host_side import Sink, open_sockets, until
 from tests.fakes.tunnel_pair import LOOPBACK, TunnelPair, both_loops
 from tests.fakes.upstream import RawConnection, RawUpstream
-from tests.tower_agent.test_outbound import swallowing_port
+from tests.shared.test_outbound import swallowing_port
 from tower_agent import raw as raw_module
 from tower_agent.raw import RawTargets
 

@@ -1,7 +1,9 @@
 """Where the apiserver is and who we are to it: kubeconfigs, ServiceAccounts, and their errors."""
 
 import base64
+import json
 import ssl
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +111,9 @@ def test_verification_can_be_switched_off_and_plain_http_has_none(
     [
         ({}, {"exec": {"command": "aws"}}, "'exec'.*ServiceAccount token"),
         ({}, {"auth-provider": {"name": "gcp"}}, "'auth-provider'"),
-        ({}, {"username": "u", "password": "p"}, "'username'"),
+        ({}, {"username": "u", "token": "abc"}, "a token and a password"),
         ({}, {"as": "somebody"}, "impersonates"),
-        ({"proxy-url": "http://p"}, {}, "proxy-url"),
+        ({"proxy-url": "socks5://p"}, {}, "SOCKS proxy, which is not supported"),
         ({"server": "ftp://h"}, {}, "URL with https"),
         ({"server": "h:6443"}, {}, "URL with https"),
         ({"server": "https://h:port"}, {}, "not a URL"),
@@ -202,3 +204,63 @@ def test_a_token_file_is_read_again_and_outlives_its_absence(tmp_path: Path) -> 
 def test_no_repr_shows_a_secret() -> None:
     credential = Credential(token="s3cret", monotonic=clock)
     assert "s3cret" not in repr(credential)
+
+
+def test_a_password_is_sent_as_basic_authentication(tmp_path: Path) -> None:
+    user = {"username": "jürgen", "password": "a:b"}
+    path = write_kubeconfig(tmp_path, {"server": "https://h"}, user)
+    credential = from_kubeconfig(path, monotonic=clock).credential
+    pair = base64.b64encode("jürgen:a:b".encode())
+    assert credential.line() == b"Authorization: Basic %b\r\n" % pair
+    assert "a:b" not in repr(credential)
+
+
+def test_a_proxy_that_wants_tls_gets_a_context_of_its_own(tmp_path: Path) -> None:
+    cluster = {
+        "server": "https://h",
+        "certificate-authority-data": encoded(CERTIFICATE),
+        "insecure-skip-tls-verify": False,
+    }
+    plain, secure = (
+        from_kubeconfig(
+            write_kubeconfig(tmp_path, {**cluster, "proxy-url": url}, {}),
+            monotonic=clock,
+        )
+        for url in ("http://p:3128", "https://p")
+    )
+    assert plain.proxy is not None and plain.proxy_tls is None
+    assert secure.proxy_tls is not None and secure.proxy_tls is not secure.tls
+    assert secure.proxy_tls.verify_mode is ssl.CERT_REQUIRED
+    assert secure.proxy_tls.check_hostname
+
+
+def jwt(claims: object) -> str:
+    parts = (
+        base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=")
+        for part in ({"alg": "RS256"}, claims)
+    )
+    return ".".join((*parts, "c2ln"))
+
+
+@pytest.mark.parametrize(
+    ("token", "expires_at"),
+    [
+        (jwt({"exp": 1795507200}), datetime(2026, 11, 24, 8, 0, tzinfo=UTC)),
+        (jwt({"sub": "x"}), None),
+        (jwt({"exp": "soon"}), None),
+        (jwt({"exp": 1e300}), None),
+        (jwt([1]), None),
+        ("a.b.c", None),
+        ("opaque", None),
+    ],
+)
+def test_a_fixed_token_says_when_it_ends(
+    token: str, expires_at: datetime | None
+) -> None:
+    assert Credential(token=token, monotonic=clock).expires_at == expires_at
+
+
+def test_a_token_in_a_file_is_renewed_by_somebody(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(jwt({"exp": 1795507200}))
+    credential = Credential(token_file=tmp_path / "token", monotonic=clock)
+    assert credential.line() and credential.expires_at is None

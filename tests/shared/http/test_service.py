@@ -1,6 +1,7 @@
 """The whole request path as the agent wires it: client TLS, relay, pool, upstream TLS."""
 
 import asyncio
+import dataclasses
 import random
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -276,3 +277,19 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not condition():
             await asyncio.sleep(0.001)
+
+
+async def test_a_renewed_credential_is_used_on_connections_that_are_open() -> None:
+    async with sealed_face(echo_heads) as face, face.connect() as (reader, writer):
+        for token in ("own", "own", "renewed", "renewed"):
+            if token == "renewed":
+                credential = Credential(token=token, monotonic=lambda: 0.0)
+                face.service.renew(
+                    dataclasses.replace(
+                        face.service.pool.apiserver, credential=credential
+                    )
+                )
+            writer.write(GET)
+            await reader.readuntil(b"\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert b"Authorization: Bearer %b\r\n" % token.encode() in head

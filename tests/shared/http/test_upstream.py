@@ -1,6 +1,7 @@
 """The pool: reuse, limits, idleness, failures in words, and real TLS."""
 
 import asyncio
+import dataclasses
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -296,3 +297,33 @@ async def test_what_came_while_paused_survives_the_apiservers_end() -> None:
             await user.wait()
         assert user.received == body
         await pool.close()
+
+
+async def test_after_a_renewal_nothing_of_the_old_address_is_used() -> None:
+    async with RawUpstream(echo_heads) as other, pooled() as pool:
+        _, used = await take(pool)
+        _, idle = await take(pool)
+        idle.release()
+        old = pool.apiserver
+        pool.renew(dataclasses.replace(old, port=other.port))
+        assert pool.idle_connections == 0
+        # A request that is being answered goes on, and its connection serves no other.
+        assert used.is_open
+        used.release()
+        assert pool.idle_connections == 0
+        _, fresh = await take(pool)
+        assert len(other.connections) == 1
+        fresh.release()
+        assert pool.idle_connections == 1
+
+
+async def test_a_connect_that_was_under_way_at_a_renewal_is_not_kept() -> None:
+    async with pooled() as pool:
+        user = User()
+        assert pool.take(user) is None
+        await asyncio.sleep(0)  # the connect begins
+        pool.renew(pool.apiserver)
+        await user.wait()
+        assert user.connection is not None
+        user.connection.release()
+        assert pool.idle_connections == 0

@@ -11,13 +11,12 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from shared import outbound
+from shared.outbound import MAX_PROXY_ANSWER_BYTES, Proxy, ProxyRefused, open_socket
 from tests.fakes.dialling import LOOPBACK
 from tests.fakes.host_side import open_sockets, until
 from tests.fakes.tunnel_pair import both_loops
 from tests.fakes.upstream import RawConnection, RawUpstream
-from tower_agent import outbound
-from tower_agent.outbound import MAX_PROXY_ANSWER_BYTES, ProxyRefused, open_socket
-from tower_agent.proxies import Proxy
 
 
 async def greet(connection: RawConnection) -> None:
