@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint pure e2e testbed bench lock format clean
+.PHONY: help run test lint pure e2e testbed bench fuzz lock format clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z][a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -37,6 +37,9 @@ testbed: $(VENV)/.dev ## Build the real control plane (a cold build takes up to 
 
 bench: $(VENV)/.dev ## Requests per second, latency, throughput, beside a direct connection
 	$(BIN)/python -m bench
+
+fuzz: $(VENV)/.dev ## Look for inputs that break parsers and sessions; SECONDS=60 for each target
+	$(BIN)/python -m tests.fuzz run --seconds $(or $(SECONDS),60)
 
 format: $(VENV)/.dev ## Format the code and fix what can be fixed
 	$(BIN)/ruff format .

@@ -1,0 +1,45 @@
+"""The simulation of two sessions, led by coverage instead of chance; every byte is checked.
+
+The same `Simulation` that CI drives from seeds (tests/fakes/session_simulation.py). Here the
+fuzzer chooses what happens: it looks for the rare path where the seeds look for the many.
+"""
+
+import random
+
+from shared.mux.replay import ACK_AFTER_BYTES, MAX_KEPT_BYTES
+from tests.fakes.session_simulation import ACTIONS, Simulation
+from tests.fuzz.target import Source, Target
+
+__all__ = ["TARGETS"]
+
+_NAMES = tuple(ACTIONS)
+_WINDOWS = (1, 100, 5_000, 70_000, 262_144)
+_STEP_BYTES = 6
+
+
+def _run(data: bytes) -> None:
+    source = Source(data)
+    simulation = Simulation(
+        _WINDOWS[1 + source.number() % 4],
+        _WINDOWS[source.number() % 5],
+        (ACK_AFTER_BYTES, 2 * ACK_AFTER_BYTES, MAX_KEPT_BYTES)[source.number() % 3],
+    )
+    while source:
+        act = getattr(simulation, _NAMES[source.number() % len(_NAMES)])
+        act(source.number(2), source.number(3))
+        simulation.check()
+    simulation.finish()
+
+
+def _seeds() -> list[bytes]:
+    """Some lives as chance would lead them."""
+    seeds = []
+    for seed in range(8):
+        rng = random.Random(seed)
+        names = rng.choices(range(len(_NAMES)), list(ACTIONS.values()), k=100)
+        steps = (bytes((name,)) + rng.randbytes(_STEP_BYTES - 1) for name in names)
+        seeds.append(rng.randbytes(3) + b"".join(steps))
+    return seeds
+
+
+TARGETS = (Target(name="life", run=_run, seeds=_seeds, max_bytes=1200, runs=400),)
