@@ -1,21 +1,22 @@
 """Two session cores over connections that are lost, found again, and overtake each other.
 
-`ResumingPair` is a `SessionPair` whose messages travel on `Link`s. A link may be cut: what
-was under way is lost from any message on, each end notices when it is told to, and may get
-late messages until then. The agent dials as often as it is told; the dials arrive in any
-order. Ends do what the real shell does with HELLO, counts and epochs.
+`ResumingPair` is a `SessionPair` whose messages travel on `Link`s, each with a delay. A link
+may be cut at any byte: what was under way behind it is lost, each end notices when it is
+told to, and may get late messages until then. A link may freeze and thaw. The agent dials as
+often as it is told; the dials arrive in any order. Either end may start anew, without memory.
+Ends do what the real shell does with HELLO, counts and epochs.
 """
 
 from collections import deque
 from enum import Enum, auto
 from typing import Any
 
-from shared.errors import PeerProtocolError
+from shared.errors import Code, PeerProtocolError
 from shared.wire.frames import encode_hello
 from shared.wire.hello import read_hello
 from tests.fakes.session_pair import End, SessionPair
 
-__all__ = ["Link", "ResumingPair"]
+__all__ = ["Link", "ResumingPair", "Wire"]
 
 
 class Place(Enum):
@@ -26,15 +27,52 @@ class Place(Enum):
     LOST = auto()
 
 
+class Wire(deque[bytes]):
+    """One direction of a link: messages under way, and when each arrives."""
+
+    def __init__(self, pair: SessionPair, delay_seconds: float) -> None:
+        super().__init__()
+        self._pair = pair
+        self._delay_seconds = delay_seconds
+        # For each message.
+        self.due: deque[float] = deque()
+
+    def append(self, message: bytes) -> None:
+        super().append(message)
+        self.due.append(self._pair.now + self._delay_seconds)
+
+    def popleft(self) -> bytes:
+        self.due.popleft()
+        return super().popleft()
+
+    def cut(self, keep_messages: int) -> None:
+        """What is behind so many messages does not arrive."""
+        while len(self) > keep_messages:
+            self.pop()
+            self.due.pop()
+
+    def messages_within(self, size_bytes: int) -> int:
+        """How many messages arrive whole if so many bytes do."""
+        count = 0
+        for message in self:
+            size_bytes -= len(message)
+            if size_bytes < 0:
+                break
+            count += 1
+        return count
+
+
 class Link:
     """One connection: what is under way on it, and what each end makes of it."""
 
-    def __init__(self, epoch: int, place: Place) -> None:
+    def __init__(self, pair: "ResumingPair", epoch: int, place: Place) -> None:
         # The agent's epoch when it dialled.
         self.epoch = epoch
-        self.to_server: deque[bytes] = deque()
-        self.to_agent: deque[bytes] = deque()
+        self.to_server = Wire(pair, pair.delay_seconds)
+        self.to_agent = Wire(pair, pair.delay_seconds)
         self.at_agent = self.at_server = place
+        # Nothing arrives for now; nobody is told.
+        self.is_frozen = False
         # Nothing gets in any more; what is in may still arrive.
         self.is_cut = False
 
@@ -42,15 +80,24 @@ class Link:
 class ResumingPair(SessionPair):
     """A pair of sessions that go on over other connections."""
 
-    def __init__(self, **arguments: Any) -> None:
+    def __init__(self, *, delay_seconds: float = 0.0, **arguments: Any) -> None:
         super().__init__(**arguments, shake_hands=False)
-        self.links: list[Link] = [Link(0, Place.ATTACHED)]
+        # One way, on every link.
+        self.delay_seconds = delay_seconds
+        self.links: list[Link] = []
         # The link that each end's session is attached to; None when it is detached.
         self.on: dict[int, Link | None] = {}
-        for end in (self.agent, self.server):
-            self._attach(end, self.links[0])
+        # Whether messages arrive at once, also on frozen links.
+        self._in_a_hurry = False
         self.resumes = 0
         self.refusals = 0
+        self._meet()
+
+    def _meet(self) -> None:
+        """Both sessions begin, over a connection of their own."""
+        self.links = [Link(self, 0, Place.ATTACHED)]
+        for end in (self.agent, self.server):
+            self._attach(end, self.links[0])
         self._exchange()
 
     def _is_agent(self, end: End) -> bool:
@@ -73,15 +120,34 @@ class ResumingPair(SessionPair):
     def cut(self, keep_to_agent: int = 0, keep_to_server: int = 0) -> None:
         """Lose every connection; so many messages on each may still arrive, late."""
         for link in self.links:
-            link.is_cut = True
-            for queue, keep in (
-                (link.to_agent, keep_to_agent),
-                (link.to_server, keep_to_server),
+            link.to_agent.cut(keep_to_agent)
+            link.to_server.cut(keep_to_server)
+        self._end_links()
+
+    def cut_at_byte(self, to_agent_bytes: int, to_server_bytes: int) -> None:
+        """Lose every connection; of what is under way so many bytes still arrive, late.
+
+        Half a message is none: the WebSocket hands out whole ones.
+        """
+        for link in self.links:
+            for wire, size in (
+                (link.to_agent, to_agent_bytes),
+                (link.to_server, to_server_bytes),
             ):
-                while len(queue) > keep:
-                    queue.pop()
+                wire.cut(wire.messages_within(size))
+        self._end_links()
+
+    def _end_links(self) -> None:
+        for link in self.links:
+            link.is_cut = True
         for end in (self.agent, self.server):
             end.outgoing = deque(maxlen=0)
+
+    def restart(self, end: End) -> None:
+        """The process of one end is gone and another begins; the other end sees that."""
+        self.peer_of(end).session.close(Code.SESSION_LOST, "the peer started anew")
+        self._begin_sessions()
+        self._meet()
 
     def lose(self, end: End) -> None:
         """An end takes its connection for dead, rightly or not."""
@@ -110,7 +176,7 @@ class ResumingPair(SessionPair):
         session = self.agent.session
         if not session.detached:
             return
-        link = Link(session.epoch, Place.NEW)
+        link = Link(self, session.epoch, Place.NEW)
         link.to_server.append(encode_hello(session.resume_hello().encode()))
         self.links.append(link)
 
@@ -118,16 +184,17 @@ class ResumingPair(SessionPair):
 
     def deliver(self, end: End, choice: int = 0) -> bool:
         """Bring the oldest message of `end` on one of its links to the peer."""
-        from_agent = self._is_agent(end)
-        queues = [
-            (link, queue)
+        from_agent, hurry, now = self._is_agent(end), self._in_a_hurry, self.now
+        wires = [
+            (link, wire)
             for link in self.links
-            if (queue := link.to_server if from_agent else link.to_agent)
+            if (wire := link.to_server if from_agent else link.to_agent)
+            and (hurry or (wire.due[0] <= now and not link.is_frozen))
         ]
-        if not queues:
+        if not wires:
             return False
-        link, queue = queues[choice % len(queues)]
-        message = queue.popleft()
+        link, wire = wires[choice % len(wires)]
+        message = wire.popleft()
         if from_agent:
             self._arrives_at_server(link, message)
         else:
@@ -200,4 +267,6 @@ class ResumingPair(SessionPair):
         raise AssertionError("no progress after the last cut")
 
     def _exchange(self) -> None:
+        self._in_a_hurry = True
         super().settle()
+        self._in_a_hurry = False

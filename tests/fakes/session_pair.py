@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from shared.errors import Code, PeerProtocolError, StreamReset
+from shared.mux.budget import WindowBudget
 from shared.mux.session import Role, Session
 from shared.mux.stream import Stream
 from shared.mux.windows import INITIAL_WINDOW_BYTES
@@ -104,6 +105,8 @@ class End:
     ready_calls: int = 0
     wakes: int = 0
     broke: PeerProtocolError | None = None
+    # Of the process, for its sessions; None: each has its own.
+    budget: WindowBudget | None = None
     # What to do with a stream that the peer opens, beyond recording it.
     on_open: Callable[[Recorder], None] | None = None
 
@@ -147,18 +150,32 @@ class SessionPair:
         *,
         agent_window: int = INITIAL_WINDOW_BYTES,
         server_window: int = INITIAL_WINDOW_BYTES,
+        budgets: tuple[WindowBudget | None, WindowBudget | None] = (None, None),
         shake_hands: bool = True,
         now: float = 1000.0,
     ) -> None:
         self.now = now
         self.agent, self.server = End(), End()
-        self.agent.session = Session(Role.AGENT, hello(agent_window), self.agent, now)
-        self.server.session = Session(
-            Role.SERVER, hello(server_window, ""), self.server, now
-        )
+        self.agent.budget, self.server.budget = budgets
+        self._windows = agent_window, server_window
+        self._begin_sessions()
         if shake_hands:
             self.settle()
             assert self.agent.ready_calls == self.server.ready_calls == 1
+
+    def _begin_sessions(self) -> None:
+        agent, server = self.agent, self.server
+        agent_window, server_window = self._windows
+        agent.session = Session(
+            Role.AGENT, hello(agent_window), agent, self.now, budget=agent.budget
+        )
+        server.session = Session(
+            Role.SERVER,
+            hello(server_window, ""),
+            server,
+            self.now,
+            budget=server.budget,
+        )
 
     def peer_of(self, end: End) -> End:
         return self.server if end is self.agent else self.agent

@@ -1,25 +1,32 @@
-"""A simulated life of two sessions: every step is checked, every byte is accounted for.
+"""A simulated life of two sessions: every byte is accounted for, and memory, and progress.
 
 `Simulation` has one method for each thing that may happen (open, write, stall, deliver,
-time passing …); who calls them, in which order, is the driver's business: Hypothesis, or
-a seeded generator that is a hundred times faster. `finish` lets everybody read and then
-demands that all has arrived.
+time passing, connections cut or frozen, processes that begin anew …); who calls them, in
+which order, is the driver's business: Hypothesis, or `session_seeds`, which is a hundred
+times faster. `finish` lets everybody read and then demands that all has arrived.
+
+Longer than our files are: what may happen is one list.
 """
 
 import random
+from dataclasses import dataclass
 
 from shared.errors import Code, StreamReset
+from shared.mux.budget import WindowBudget
 from shared.mux.outbox import MESSAGE_BYTES
-from shared.mux.replay import ACK_AFTER_BYTES, MAX_KEPT_BYTES, Replay
+from shared.mux.replay import FREE_KEPT_BYTES, MAX_KEPT_BYTES
 from shared.mux.stream import QUEUE_HIGH_BYTES, Stream
 from tests.fakes.session_links import ResumingPair
 from tests.fakes.session_pair import End
 
-__all__ = ["ACTIONS", "MAX_WRITE_BYTES", "Simulation", "drive"]
+__all__ = ["MAX_WRITE_BYTES", "Circumstances", "Simulation"]
 
 MAX_WRITE_BYTES = 90_000
 MAX_LIVE_STREAMS = 24
 MAX_LINKS = 6
+
+# A timer that comes so late means that the process stood still (see shared.tunnel.connection).
+LATE_SECONDS = 1.0
 
 # Any byte of any stream is known from where it stands, so nothing need be remembered. The
 # table's length is prime: no two streams look alike at the same offset.
@@ -62,7 +69,8 @@ class CheckedHandler:
         assert data == wanted, f"stream {self.stream.id}: wrong bytes"
         self.received += len(data)
         self.untaken += len(data)
-        assert self.untaken <= self.stream.receive_window.size_bytes
+        window = self.stream.receive_window
+        assert self.untaken <= window.floor_bytes + window.booked_bytes
         if not self.stalled:
             self.take(self.untaken)
 
@@ -83,31 +91,63 @@ class CheckedHandler:
         self.paused = False
 
 
-class Simulation:
-    """Two sessions, the link between them, and everything they ever carried."""
+@dataclass(frozen=True, kw_only=True)
+class Circumstances:
+    """What is the same all through a simulated life."""
 
-    def __init__(
-        self,
-        agent_window: int,
-        server_window: int,
-        max_kept_bytes: int = MAX_KEPT_BYTES,
-    ) -> None:
-        self.pair = ResumingPair(agent_window=agent_window, server_window=server_window)
-        for end in self._ends:
-            end.session.replay.max_kept_bytes = max_kept_bytes
+    # First windows of the two ends.
+    agent_window: int = 262_144
+    server_window: int = 262_144
+    # What may be kept for a resume.
+    max_kept_bytes: int = MAX_KEPT_BYTES
+    # Of each process.
+    ceiling_bytes: int = 2**28
+    # Of the path, one way.
+    delay_seconds: float = 0.0
+    # Every so many steps all streams are looked at; the bytes always.
+    check_every: int = 1
+
+
+class Simulation:
+    """Two sessions, the links between them, and everything they ever carried."""
+
+    def __init__(self, circumstances: Circumstances) -> None:
+        self.circumstances = where = circumstances
+        self.pair = ResumingPair(
+            agent_window=where.agent_window,
+            server_window=where.server_window,
+            budgets=(
+                WindowBudget(where.ceiling_bytes),
+                WindowBudget(where.ceiling_bytes),
+            ),
+            delay_seconds=where.delay_seconds,
+        )
         self.steps = 0
+        self.restarts = 0
         # A tiny window makes a message of every few bytes: then write little.
-        self.max_write = min(MAX_WRITE_BYTES, 20 * min(agent_window, server_window))
+        self.max_write = min(
+            MAX_WRITE_BYTES, 20 * min(where.agent_window, where.server_window)
+        )
+        # What other sessions of the same process have booked, by end.
+        self.booked_by_others = {True: 0, False: 0}
+        # Of the two sessions that are alive, by number and end.
         self.handlers: dict[tuple[int, bool], CheckedHandler] = {}
         for end in self._ends:
             end.stream_opened = self._opened(end)  # type: ignore[method-assign]
+        self._limit_kept()
+
+    def _limit_kept(self) -> None:
+        most = self.circumstances.max_kept_bytes
+        for end in self._ends:
+            end.session.replay.max_kept_bytes = most
+            end.session.replay.free_kept_bytes = min(most, FREE_KEPT_BYTES)
 
     @property
     def _ends(self) -> tuple[End, End]:
         return self.pair.agent, self.pair.server
 
     def _end(self, choice: int) -> End:
-        return self._ends[choice % 2]
+        return self.pair.server if choice % 2 else self.pair.agent
 
     def _opened(self, end: End):
         def stream_opened(stream: Stream) -> None:
@@ -124,16 +164,18 @@ class Simulation:
 
     def _pick(self, choice: int) -> CheckedHandler | None:
         """A live stream of either end."""
-        agent, server = (end.session.streams for end in self._ends)
-        index = choice % max(1, len(agent) + len(server))
-        for is_agent, streams in ((True, agent), (False, server)):
-            if index < len(streams):
-                stream_id = list(streams)[index]
-                return self.handlers[stream_id, is_agent]
-            index -= len(streams)
-        return None
+        agent, server = (
+            self.pair.agent.session.streams,
+            self.pair.server.session.streams,
+        )
+        if not (count := len(agent) + len(server)):
+            return None
+        index, is_agent, streams = choice % count, True, agent
+        if index >= len(agent):
+            index, is_agent, streams = index - len(agent), False, server
+        return self.handlers[list(streams)[index], is_agent]
 
-    # What may happen; `choice` and `amount` are any numbers
+    # What streams' users do; `choice` and `amount` are any numbers
 
     def open(self, choice: int, amount: int) -> None:
         end = self._end(choice)
@@ -183,15 +225,39 @@ class Simulation:
         if handler is not None:
             handler.take(amount)
 
+    def use_memory(self, choice: int, amount: int) -> None:
+        """Other sessions of one process take up to their share of its memory, or give back."""
+        end = self._end(choice)
+        is_agent, budget = end is self.pair.agent, end.budget
+        assert budget is not None
+        booked = self.booked_by_others[is_agent]
+        wanted = budget.share(booked) * (amount % 5) // 4
+        self.booked_by_others[is_agent] = wanted
+        budget.change(wanted - booked)
+
+    # What the network does
+
     def pull(self, choice: int, amount: int) -> None:
         self.pair.pull(self._end(choice), 1 + amount % 3)
 
     def deliver(self, choice: int, amount: int) -> None:
+        end = self._end(choice)
         for _ in range(1 + amount % 4):
-            self.pair.deliver(self._end(choice), amount)
+            if not self.pair.deliver(end, amount):
+                break
 
     def cut(self, choice: int, amount: int) -> None:
-        self.pair.cut(choice % 7, amount % 7)
+        # As often behind a few bytes as behind many.
+        self.pair.cut_at_byte(
+            choice % 4 * (choice >> 2) % 300_000, amount % 4 * (amount >> 2) % 300_000
+        )
+
+    def freeze(self, choice: int, amount: int) -> None:
+        """The newest connection freezes, or thaws."""
+        link = self.pair.links[-1]
+        link.is_frozen = not link.is_frozen
+
+    # What the two processes do
 
     def lose(self, choice: int, amount: int) -> None:
         self.pair.lose(self._end(choice))
@@ -203,41 +269,109 @@ class Simulation:
         if len(self.pair.links) < MAX_LINKS:
             self.pair.dial()
 
+    def restart(self, choice: int, amount: int) -> None:
+        """One end begins anew, with nothing; the other one's streams end."""
+        self.restarts += 1
+        end = self._end(choice)
+        is_agent = end is self.pair.agent
+        for handler in self.handlers.values():
+            assert handler.received <= self._written_to(handler)
+        end.budget = WindowBudget(self.circumstances.ceiling_bytes)
+        self.booked_by_others[is_agent] = 0
+        before, self.handlers = self.handlers, {}
+        self.pair.restart(end)
+        self._limit_kept()
+        for (_, at_agent), handler in before.items():
+            if at_agent != is_agent:
+                assert handler.was_reset or handler.end != "open", "never told"
+        survivor = self.pair.peer_of(end)
+        assert survivor.budget is not None
+        assert survivor.budget.used_bytes == self.booked_by_others[not is_agent]
+
+    def _written_to(self, handler: CheckedHandler) -> int:
+        far = self.handlers.get((handler.stream.id, handler.peer_is_agent))
+        return far.written if far is not None else 0
+
+    # Time
+
     def pass_time(self, choice: int, amount: int) -> None:
-        self.pair.sleep(amount % 1000 / 2000)
+        delay = self.circumstances.delay_seconds
+        if delay and choice % 8:
+            self._sleep(amount % 1000 / 1000 * delay)
+        else:
+            self._sleep(amount % 1000 / 2000)
+
+    def jump(self, choice: int, amount: int) -> None:
+        """Both machines sleep for minutes or days, or nobody had time for seconds."""
+        self._sleep(2.0 ** (choice % 18))
+
+    def _sleep(self, seconds: float) -> None:
+        self.pair.sleep(seconds)
+        now = self.pair.now
         for end in self._ends:
-            if end.session.detached or self.pair.now < end.session.next_timer():
+            session = end.session
+            due = session.next_timer()
+            if session.detached or now < due:
                 continue
-            if not end.session.handle_timer(self.pair.now):
+            if now - due > LATE_SECONDS:
+                session.liveness.forgive(now)
+            if not session.handle_timer(now):
                 self.pair.lose(end)
 
     # What must hold
 
     def check(self) -> None:
-        """After every step: nobody broke, no window overrun, no queue without bound."""
+        """After every step: nobody broke. Now and then: all that must hold."""
         self.steps += 1
-        for is_agent, end in ((True, self.pair.agent), (False, self.pair.server)):
+        for end in self._ends:
             assert end.broke is None and not end.failures, (end.broke, end.failures)
-            self._check_replay(end.session.replay)
-            peers = self.pair.peer_of(end).session.streams
-            for stream in end.session.streams.values():
-                handler = self.handlers[stream.id, is_agent]
-                window = stream.send_window
-                assert window.received_offset <= window.sent_offset
-                assert window.sent_offset <= window.limit_offset
-                assert window.sent_offset + stream.queued_bytes == handler.written
-                assert stream.queued_bytes <= QUEUE_HIGH_BYTES + MAX_WRITE_BYTES
-                far = peers.get(stream.id)
-                if far is not None:
-                    assert window.limit_offset <= far.receive_window.limit_offset
+        if self.steps % self.circumstances.check_every == 0:
+            self.check_all()
 
-    def _check_replay(self, replay: Replay) -> None:
-        assert replay.acked_count <= replay.sent_count
-        assert replay.kept_count == replay.sent_count - replay.acked_count
-        assert replay.resend_count <= replay.kept_count
+    def check_all(self) -> None:
+        """No window overrun, no queue without bound, all memory booked and under its ceiling."""
+        for is_agent, end in ((True, self.pair.agent), (False, self.pair.server)):
+            booked = self._check_replay(end)
+            peers = self.pair.peer_of(end).session.streams
+            for stream_id, stream in end.session.streams.items():
+                handler = self.handlers[stream_id, is_agent]
+                window, queued = stream.send_window, stream.queued_bytes
+                sent, limit = window.sent_offset, window.limit_offset
+                assert window.received_offset <= sent <= limit
+                assert sent + queued == handler.written
+                assert queued <= QUEUE_HIGH_BYTES + MAX_WRITE_BYTES
+                booked += stream.receive_window.booked_bytes
+                far = peers.get(stream_id)
+                if far is not None:
+                    into = far.receive_window
+                    assert limit <= into.limit_offset
+                    assert (
+                        into._is_finished
+                        or into.limit_offset - into.taken_offset
+                        <= into.floor_bytes + into.booked_bytes
+                    ), "promised more than is booked"
+            self._check_budget(end, booked, self.booked_by_others[is_agent])
+
+    def _check_replay(self, end: End) -> int:
+        replay = end.session.replay
+        kept_count = replay.kept_count
+        assert kept_count == replay.sent_count - replay.acked_count >= 0
+        assert replay.resend_count <= kept_count
         # Control frames go out above the mark; there are few in here.
         assert replay.kept_bytes < replay.max_kept_bytes + 3 * MESSAGE_BYTES
         assert not replay.is_overfull
+        assert replay.booked_bytes == max(0, replay.kept_bytes - replay.free_kept_bytes)
+        return replay.booked_bytes
+
+    def _check_budget(self, end: End, booked: int, by_others: int) -> None:
+        session, process = end.session.budget, end.budget
+        assert process is not None
+        assert session.used_bytes == booked, "what is booked belongs to nobody"
+        assert process.used_bytes == booked + by_others
+        # Only a message that has been made cannot be unmade.
+        most = 3 * MESSAGE_BYTES if end.session.replay.booked_bytes else 0
+        assert process.used_bytes <= process.ceiling_bytes + most
+        assert session.used_bytes <= session.ceiling_bytes + most
 
     def finish(self) -> None:
         """Everybody reads: then all that was written must arrive, and the streams end."""
@@ -271,6 +405,7 @@ class Simulation:
             for handler in waiting:
                 handler.take(handler.untaken)
         self.check()
+        self.check_all()
 
     def _check_outcome(self, near: CheckedHandler, far: CheckedHandler) -> None:
         assert near.received <= far.written
@@ -284,43 +419,3 @@ class Simulation:
             assert far.was_reset
         if not near.was_reset and not far.was_reset:
             assert near.end is far.end is None
-
-
-# With how often each happens.
-ACTIONS = {
-    "open": 3,
-    "write": 30,
-    "write_eof": 4,
-    "reset": 2,
-    "accept": 1,
-    "stall": 4,
-    "take": 12,
-    "pull": 22,
-    "deliver": 22,
-    "pass_time": 3,
-    "cut": 1.5,
-    "lose": 0.5,
-    "notice": 8,
-    "dial": 8,
-}
-
-
-def drive(seed: int, steps: int) -> Simulation:
-    """Run a simulation from a seed; the same seed does the same."""
-    rng = random.Random(seed)
-    windows = (1, 100, 5_000, 70_000, 262_144)
-    simulation = Simulation(
-        rng.choice(windows[1:]),
-        rng.choice(windows),
-        rng.choice((ACK_AFTER_BYTES, 2 * ACK_AFTER_BYTES, MAX_KEPT_BYTES)),
-    )
-    names = list(ACTIONS)
-    # Some lives have few deliveries, some many resets: averages would never meet.
-    weights = [weight * rng.choice((0.2, 1, 1, 4)) for weight in ACTIONS.values()]
-    if rng.random() < 0.2:
-        weights[names.index("cut")] = weights[names.index("lose")] = 0
-    for name in rng.choices(names, weights, k=steps):
-        getattr(simulation, name)(rng.getrandbits(20), rng.getrandbits(20))
-        simulation.check()
-    simulation.finish()
-    return simulation

@@ -15,7 +15,7 @@ from shared.mux.replay import ACK_AFTER_BYTES
 from shared.mux.session import MESSAGE_BYTES, Role, Session
 from shared.wire import frames
 from shared.wire.frames import FrameType
-from tests.fakes.session_links import ResumingPair
+from tests.fakes.session_links import ResumingPair, Wire
 from tests.fakes.session_pair import End, Recorder, SessionPair, hello
 
 
@@ -155,7 +155,7 @@ def test_a_dial_that_was_overtaken_does_no_harm_when_it_arrives() -> None:
     pair.dial()
     late = pair.links[-1]
     pair.dial()
-    held, late.to_server = late.to_server, type(late.to_server)()
+    held, late.to_server = late.to_server, Wire(pair, 0.0)
     pair.settle()
     near.stream.write(b"x" * 2 * ACK_AFTER_BYTES)  # ... which the agent acknowledges
     pair.settle()
@@ -176,7 +176,7 @@ def test_a_late_dial_whose_count_still_fits_costs_a_connection_and_no_byte() -> 
     pair.dial()
     pair.dial()
     first, second = pair.links[-2:]
-    held, first.to_server = first.to_server, type(first.to_server)()
+    held, first.to_server = first.to_server, Wire(pair, 0.0)
     pair.settle()
     near.stream.write(b"abc")
     pair.pull(pair.server)
