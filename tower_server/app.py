@@ -172,9 +172,11 @@ class _Server:
         await asyncio.Event().wait()
 
     async def _drain(self) -> None:
-        await self._listener.drain(
-            "the server stops", self._settings.drain_time.total_seconds()
-        )
+        loop = asyncio.get_running_loop()
+        seconds = self._settings.drain_time.total_seconds()
+        deadline = loop.time() + seconds
+        await self._listener.drain("the server stops", seconds)
+        await self._door.finish(max(0.0, deadline - loop.time()))
 
     # Faces
 

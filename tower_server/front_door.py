@@ -9,6 +9,8 @@ a reader callback would spin while a hello is incomplete (kubectl's takes two se
 SO_RCVLOWAT is raised to what the hello still wants, so that the kernel wakes us only for
 news. Nobody is authenticated here, so everything is limited: connections that have not
 come to anything yet, the time for a hello, and half-open streams.
+
+Longer than our files are: who is let in, who waits and who is sent away share one count.
 """
 
 import asyncio
@@ -25,7 +27,7 @@ from certs.names import ClusterName
 from shared.errors import Code, StreamReset
 from shared.mux.session import Session
 from shared.mux.stream import Stream
-from shared.tunnel.relay import relay_pair
+from shared.tunnel.relay import SocketEnd, StreamEnd
 from shared.tunnel.tasks import TaskSet
 from tower_server.client_hello import (
     DECODE_ERROR_ALERT,
@@ -107,6 +109,10 @@ class FrontDoor:
         self._places = HalfOpenPlaces()
         # Streams whose agent has not said ACCEPT: their place, and when they lose it.
         self._half_open: dict[Stream, tuple[Place, asyncio.TimerHandle]] = {}
+        # Connections of clients that are being relayed, until their sockets are gone.
+        self._relayed: set[_ClientSocket] = set()
+        # Set whenever one of them is.
+        self._socket_gone = asyncio.Event()
         # Connections by what became of them, for status and metrics.
         self.counts: Counter[str] = Counter()
 
@@ -143,6 +149,22 @@ class FrontDoor:
             asyncio.get_running_loop().remove_reader(listening)
             listening.close()
         await self._tasks.close()
+
+    async def finish(self, seconds: float) -> None:
+        """Give clients so many seconds to read what the streams that have ended left for them."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._relayed:
+                    self._socket_gone.clear()
+                    await self._socket_gone.wait()
+
+    def relay_begins(self, client: "_ClientSocket") -> None:
+        self._relayed.add(client)
+
+    def relay_is_over(self, client: "_ClientSocket") -> None:
+        """Its socket is gone, and with it all that we held of it."""
+        self._relayed.discard(client)
+        self._socket_gone.set()
 
     def stream_accepted(self, stream: Stream) -> None:
         """The agent has authenticated the caller, or it is over: its place is free."""
@@ -279,9 +301,8 @@ class FrontDoor:
     async def _relay(
         self, accepted: socket.socket, stream: Stream, place: Place
     ) -> None:
-        socket_end, stream_end = relay_pair(
-            stream, partial(self.stream_accepted, stream)
-        )
+        stream_end = StreamEnd(stream, partial(self.stream_accepted, stream))
+        socket_end = _ClientSocket(stream_end, self)
         stream.handler = stream_end
         loop = asyncio.get_running_loop()
         self._half_open[stream] = (
@@ -311,6 +332,24 @@ class FrontDoor:
     def _half_open_too_long(self, stream: Stream) -> None:
         self.counts["half_open_timeout"] += 1
         _end(stream, Code.TIMEOUT, "the caller was not authenticated in time")
+
+
+class _ClientSocket(SocketEnd):
+    """The socket of a relay, listed for as long as we hold bytes for it."""
+
+    __slots__ = ("_door",)
+
+    def __init__(self, end: StreamEnd, door: FrontDoor) -> None:
+        super().__init__(end)
+        self._door = door
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._door.relay_begins(self)
+        super().connection_made(transport)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._door.relay_is_over(self)
+        super().connection_lost(error)
 
 
 def _end(stream: Stream, code: Code, reason: str) -> None:

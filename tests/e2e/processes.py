@@ -102,6 +102,11 @@ class Process:
                 self._failure(f"still runs after {timeout} s")
             ) from None
 
+    def send_signal(self, number: signal.Signals) -> None:
+        """Only that; `wait` tells what became of it."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def kill(self) -> None:
         """kill -9, as a machine that loses power: nothing is said to anybody."""
         assert self._process is not None

@@ -7,6 +7,7 @@ product. `Tower` is the operator; the tests ask it for kubeconfigs, status, and 
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -109,6 +110,8 @@ class Tower:
         # HOST:PORT, known after the first start and kept over restarts.
         self.address = f"127.0.0.1:{port}"
         self.agents: dict[str, Agent] = {}
+        # Those that another has taken over from, and may still drain.
+        self._replaced: list[Process] = []
         self.environment = clean_environment(
             PYTHONPATH=str(ROOT), HOME=str(directory), PYTHONUNBUFFERED="1"
         )
@@ -116,6 +119,8 @@ class Tower:
 
     def start(self) -> None:
         """Start the server, on the port that it had before if there was one."""
+        if self.server.running:
+            self._replaced.append(self.server)
         self.server = self._server_process()
         self.server.start()
         line = self.server.wait_for_line("tower-server ready on ")
@@ -126,6 +131,8 @@ class Tower:
         for agent in self.agents.values():
             agent.process.stop()
         self.server.stop()
+        for process in self._replaced:
+            process.stop()
 
     def repair(self) -> None:
         """Start again what a test left dead, so that the next one finds a whole Tower."""
@@ -153,6 +160,24 @@ class Tower:
         # Used up. Every later start has to do without it.
         self.join_file(member.name).unlink()
         return agent
+
+    def second_agent(self, name: str) -> Process:
+        """Start another agent of a cluster beside the first, as a Deployment's update does: with
+        the same credentials, in another place. It is the one that stays in `agents`."""
+        agent = self.agents[name]
+        old, place = agent.process, self.directory / f"agent-{name}"
+        new_place = self.directory / f"agent-{name}-2"
+        shutil.copytree(place, new_place)
+        self._replaced.append(old)
+        agent.process = Process(
+            f"{old.name} 2",
+            [str(new_place) if word == str(place) else word for word in old.command],
+            old.environment,
+            self.directory / f"agent-{name}-2.log",
+        )
+        agent.process.start()
+        agent.wait_ready()
+        return agent.process
 
     def prepare(self, member: Member, options: AgentOptions) -> Agent:
         """Everything that `join` does before it starts the agent."""

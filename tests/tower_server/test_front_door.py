@@ -278,6 +278,38 @@ async def test_a_held_client_is_let_go_when_the_door_closes() -> None:
 
 
 @both_loops
+async def test_a_door_that_finishes_waits_for_what_clients_have_not_read() -> None:
+    """The stream is over, its last bytes lie in our socket: a server that ends would lose them."""
+    piece, sent = bytes(range(256)) * 64, 0
+    async with HostSide() as host:
+        agent = await host.connected_agent()
+        client = await connect(host, HELLO)
+        client[1].transport.pause_reading()
+        client[1].write_eof()
+        await until(lambda: agent.sinks and agent.sinks[0].has_eof)
+        (relayed,) = host.door._relayed
+        transport = relayed._end.transport
+        assert transport is not None
+        while not transport.get_write_buffer_size():  # the kernel takes some
+            agent.sinks[0].stream.write(piece)
+            sent += len(piece)
+            await until(lambda: not agent.sinks[0].stream.queued_bytes)
+            await asyncio.sleep(0.001)
+        agent.sinks[0].stream.write_eof()
+        await until(lambda: agent.sinks[0].ends == [None])
+        await host.door.close()
+        finishing = asyncio.ensure_future(host.door.finish(60))
+        await asyncio.sleep(0.2)
+        assert not finishing.done()
+        async with asyncio.timeout(0.5):
+            await host.door.finish(0.1)  # nor for ever
+        client[1].transport.resume_reading()
+        assert await last_word(client) == piece * (sent // len(piece))
+        async with asyncio.timeout(5):
+            await finishing
+
+
+@both_loops
 async def test_strangers_hold_only_so_many_streams_of_a_cluster() -> None:
     with limit(MAX_HALF_OPEN_PER_CLUSTER=2):
         async with HostSide() as host:
