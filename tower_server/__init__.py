@@ -23,6 +23,7 @@ How the parts talk, from the outside in:
     kube             the host's apiserver, for a server whose state lies there: the one home of its client
     membership       the pure rules that a join must pass (token and member UID)
     tokens           the pure rules of one join token
+    skew             which agents have another version than the server
     kubeconfig,      pure: what we print for people to use; token_form picks how a token
     manifest         is handed out
 

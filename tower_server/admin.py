@@ -13,6 +13,7 @@ authenticated here: whoever may open the socket (`admin_socket`) is an admin.
 """
 
 import asyncio
+import dataclasses
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -54,6 +55,7 @@ from tower_server.kubeconfig import (
     check_user,
 )
 from tower_server.registry import ClusterStatus
+from tower_server.skew import version_skew
 from tower_server.stores import ClusterRecord, Store, TokenId, TokenRecord
 from tower_server.token_form import TokenForm, parse_token_form
 from tower_server.tokens import TokenState, state_of
@@ -134,10 +136,20 @@ class AdminApi:
         tokens = await self._store.list_tokens()
         now = self._clock()
         states = [document["state"] for document in documents]
+        skew = version_skew(
+            VERSION,
+            {
+                document["name"]: version
+                for document in documents
+                if (version := document["agent_version"])
+            },
+        )
         return web.json_response(
             {
                 "version": VERSION,
                 "started_at": rfc3339(self._started_at),
+                "skew": dataclasses.asdict(skew),
+                "warnings": skew.sentences(),
                 "public_address": str(self._public_address),
                 "zone": self._authority.zone,
                 "ca_pin": self._authority.pin,

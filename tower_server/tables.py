@@ -143,6 +143,7 @@ def status_details(status: Document, now: datetime) -> Table:
         ),
         ("Open streams", str(status["open_streams"])),
         ("Tokens ready", str(status["tokens_ready"])),
+        *(("Look at", warning) for warning in status["warnings"]),
     )
 
 

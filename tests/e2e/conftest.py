@@ -7,7 +7,7 @@ Tests that need a Tower of their own (another link, another proxy) make one with
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -48,9 +48,16 @@ def new_tower() -> Iterator[Callable[..., Tower]]:
     """Makes Towers of a test's own, started and empty; all end with the test."""
     towers: list[Tower] = []
 
-    def make(*, port: int = 0, arguments: tuple[str, ...] = ()) -> Tower:
+    def make(
+        *,
+        port: int = 0,
+        arguments: tuple[str, ...] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> Tower:
         directory = Path(tempfile.mkdtemp(prefix="tower-e2e-own-"))
-        tower = Tower(directory, port=port, arguments=arguments)
+        tower = Tower(
+            directory, port=port, arguments=arguments, environment=environment
+        )
         towers.append(tower)
         tower.start()
         return tower

@@ -66,7 +66,8 @@ DIE_WITH_PARENT = "import ctypes; ctypes.CDLL(None).prctl(1, 9)"
 def program(module: str, *arguments: str) -> list[str]:
     """The command line of one of our programs, by the entry point that is installed."""
     run = f"import sys; from {module} import main; sys.exit(main())"
-    return [sys.executable, "-c", f"{DIE_WITH_PARENT}; {run}", *arguments]
+    # -P: what PYTHONPATH names, and not what happens to lie in the working directory.
+    return [sys.executable, "-P", "-c", f"{DIE_WITH_PARENT}; {run}", *arguments]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,12 @@ class Tower:
     """One server in a directory of its own; stop() ends everything that was started."""
 
     def __init__(
-        self, directory: Path, *, port: int = 0, arguments: tuple[str, ...] = ()
+        self,
+        directory: Path,
+        *,
+        port: int = 0,
+        arguments: tuple[str, ...] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.directory = directory
         # A Unix socket's path may not be longer than 107 bytes: keep `directory` short.
@@ -115,7 +121,13 @@ class Tower:
         self.environment = clean_environment(
             PYTHONPATH=str(ROOT), HOME=str(directory), PYTHONUNBUFFERED="1"
         )
+        # Differs for the server and the admin's commands; agents have `AgentOptions`.
+        self._own_environment = dict(environment or {})
         self.server = self._server_process()
+
+    def use_environment(self, environment: Mapping[str, str]) -> None:
+        """Start server and admin's commands with other variables from now on."""
+        self._own_environment = dict(environment)
 
     def start(self) -> None:
         """Start the server, on the port that it had before if there was one."""
@@ -239,7 +251,7 @@ class Tower:
         """A `tower` command, whatever its exit code is."""
         return subprocess.run(
             program("tower_server.admin_cli", "--socket", str(self.socket), *arguments),
-            env=self.environment,
+            env={**self.environment, **self._own_environment},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -280,7 +292,7 @@ class Tower:
                 *("--listen", self.address, "--admin-socket", str(self.socket)),
                 *self._arguments,
             ),
-            self.environment,
+            {**self.environment, **self._own_environment},
             self.directory / "server.log",
         )
 
