@@ -71,6 +71,8 @@ class KubeClient:
     async def close(self) -> None:
         """Close all connections; requests under way fail. Repeating is harmless."""
         await self._access.close()
+        # Connections that were aborted are gone with the loop's next turn.
+        await asyncio.sleep(0)
 
     # Reading
 
@@ -145,7 +147,7 @@ class KubeClient:
         except (OSError, aiohttp.ClientError, ValueError) as error:
             raise Unreachable(what, _text(error)) from error
         finally:
-            response.close()
+            _hang_up(response)
 
     # Writing
 
@@ -319,6 +321,15 @@ class KubeClient:
     async def _sleep_if(self, seconds: float) -> None:
         if seconds > 0:
             await self._sleep(seconds)
+
+
+def _hang_up(response: aiohttp.ClientResponse) -> None:
+    """End an answer that has no end. Without the goodbyes of TLS, which nobody would wait for."""
+    connection = response.connection
+    transport = connection.transport if connection is not None else None
+    response.close()
+    if transport is not None:
+        transport.abort()
 
 
 def _may_repeat(error: KubeError, method: str) -> bool:

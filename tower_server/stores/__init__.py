@@ -4,9 +4,9 @@ A cluster with a direct connection brings its kubeconfig along (`DirectMember`),
 that has one worth stealing. Everything else in here is worth nothing to a thief.
 
 `Store` is the contract; `memory.MemoryStore` is its reference, `sqlite.SqliteStore` the default, which
-leaves its file and transactions to `sqlite_file`. Both pass the same tests
-(tests/tower_server/stores/test_stores.py). Rules are not in here: a store calls the pure ones of
-`tower_server.membership` inside its transaction.
+leaves its file and transactions to `sqlite_file`, and `kubernetes.KubernetesStore` keeps a `ledger` for
+each cluster in a Secret of the host. All pass the same tests (tests/tower_server/stores/test_stores.py).
+Rules are not in here: a store calls the pure ones of `tower_server.membership` inside its transaction.
 
     StoreUnavailable     the store cannot do it now: disk full, locked, damaged. Nothing was written
     TokenLimitReached    too many tokens are outstanding

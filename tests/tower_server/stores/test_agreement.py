@@ -1,6 +1,6 @@
-"""Whatever is asked in whatever order, the SQLite store answers as the reference does.
+"""Whatever is asked in whatever order, every store answers as the reference does.
 
-Covered: random sequences of all verbs, run against both, with every answer, refusal and the final
+Covered: random sequences of all verbs, run against two at a time, with every answer, refusal and the final
 content compared.
 """
 
@@ -12,11 +12,14 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from hypothesis import given, settings
+import pytest
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from certs.keys import PrivateBytes
 from certs.names import parse_cluster_name
+from tests.fakes.kubernetes_store import new_kubernetes_store
+from tests.testbed.controlplane import ControlPlane
 from tower_server.membership import DirectMember, JoinRefused, TokenUse
 from tower_server.stores import Store
 from tower_server.stores.memory import MemoryStore
@@ -103,29 +106,53 @@ steps = st.one_of(
 )
 
 
+plans = st.lists(st.tuples(pauses, steps), max_size=25)
+
+
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(pauses, steps), max_size=25))
-def test_both_stores_answer_alike(plan: list[tuple[int, Step]]) -> None:
-    asyncio.run(compare(plan))
+@given(plans)
+def test_the_sqlite_store_answers_alike(plan: list[tuple[int, Step]]) -> None:
+    async def run() -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            sqlite = await SqliteStore.open(Path(directory) / "tower.sqlite")
+            try:
+                await compare(plan, sqlite)
+            finally:
+                await sqlite.close()
+            assert os.listdir(directory) == ["tower.sqlite"]
+
+    asyncio.run(run())
 
 
-async def compare(plan: list[tuple[int, Step]]) -> None:
-    with tempfile.TemporaryDirectory() as directory:
-        reference = MemoryStore()
-        sqlite = await SqliteStore.open(Path(directory) / "tower.sqlite")
-        try:
-            now = START
-            for number, (minutes, step) in zip(itertools.count(), plan, strict=False):
-                # Never the same moment twice, so that the order of tokens is defined.
-                now += timedelta(minutes=minutes, microseconds=1)
-                expected = await outcome(step(reference, now, number))
-                assert await outcome(step(sqlite, now, number)) == expected
-            assert await sqlite.list_tokens() == await reference.list_tokens()
-            assert await sqlite.list_clusters() == await reference.list_clusters()
-            assert await sqlite.list_direct() == await reference.list_direct()
-        finally:
-            await sqlite.close()
-        assert os.listdir(directory) == ["tower.sqlite"]
+@pytest.mark.e2e
+@settings(max_examples=25, deadline=None, phases=[Phase.generate])
+@given(plans)
+def test_the_kubernetes_store_answers_alike(
+    host: ControlPlane, plan: list[tuple[int, Step]]
+) -> None:
+    async def run() -> None:
+        async with new_kubernetes_store(host) as store:
+            await compare(plan, store)
+            # What another server reads of it is the same.
+            async with new_kubernetes_store(host, store.namespace) as other:
+                assert await other.list_tokens() == await store.list_tokens()
+                assert await other.list_clusters() == await store.list_clusters()
+                assert await other.list_direct() == await store.list_direct()
+
+    asyncio.run(run())
+
+
+async def compare(plan: list[tuple[int, Step]], store: Store) -> None:
+    reference = MemoryStore()
+    now = START
+    for number, (minutes, step) in zip(itertools.count(), plan, strict=False):
+        # Never the same moment twice, so that the order of tokens is defined.
+        now += timedelta(minutes=minutes, microseconds=1)
+        expected = await outcome(step(reference, now, number))
+        assert await outcome(step(store, now, number)) == expected
+    assert await store.list_tokens() == await reference.list_tokens()
+    assert await store.list_clusters() == await reference.list_clusters()
+    assert await store.list_direct() == await reference.list_direct()
 
 
 async def outcome(verb: Awaitable[object]) -> object:

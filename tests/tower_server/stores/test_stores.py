@@ -7,6 +7,7 @@ removal, retention and limits; clusters with a direct connection, their updates 
 import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from certs.keys import PrivateBytes
 from certs.names import parse_cluster_name
+from tests.fakes.kubernetes_store import new_kubernetes_store
 from tower_server import tokens
 from tower_server.membership import (
     DirectMember,
@@ -22,7 +24,13 @@ from tower_server.membership import (
     TokenUse,
     agent_is_current,
 )
-from tower_server.stores import Store, TokenLimitReached, memory, sqlite
+from tower_server.stores import (
+    Store,
+    TokenLimitReached,
+    kubernetes,
+    memory,
+    sqlite,
+)
 from tower_server.stores.memory import MemoryStore
 from tower_server.stores.sqlite import SqliteStore
 from tower_server.tokens import TokenId, TokenRecord
@@ -87,16 +95,23 @@ def direct(
     )
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(
+    params=["memory", "sqlite", pytest.param("kubernetes", marks=pytest.mark.e2e)]
+)
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
-    kept: Store = (
-        MemoryStore()
-        if request.param == "memory"
-        else await SqliteStore.open(tmp_path / "tower.sqlite")
-    )
-    yield kept
-    await kept.close()
-    await kept.close()  # repeating is harmless
+    async with AsyncExitStack() as stack:
+        kept: Store
+        match request.param:
+            case "memory":
+                kept = MemoryStore()
+            case "sqlite":
+                kept = await SqliteStore.open(tmp_path / "tower.sqlite")
+            case _:
+                host = request.getfixturevalue("host")
+                kept = await stack.enter_async_context(new_kubernetes_store(host))
+        yield kept
+        await kept.close()
+        await kept.close()  # repeating is harmless
 
 
 async def refusal(store: Store, attempt: TokenUse) -> Refusal:
@@ -287,7 +302,7 @@ async def test_of_too_many_finished_tokens_the_oldest_go(
 async def test_outstanding_tokens_are_limited(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (memory, sqlite):
+    for module in (memory, sqlite, kubernetes):
         monkeypatch.setattr(module, "MAX_OUTSTANDING_TOKENS", 2)
     await store.add_token(token("t1"), START)
     await store.add_token(token("t2"), START)
