@@ -6,6 +6,7 @@ goes to sleep again if that has moved.
 """
 
 import asyncio
+import math
 from collections.abc import Callable
 
 __all__ = ["Deadline"]
@@ -14,7 +15,7 @@ __all__ = ["Deadline"]
 class Deadline:
     """Calls `on_passed` once the time set has passed, unless it was moved or cleared."""
 
-    __slots__ = ("_loop", "_on_passed", "_timer", "_when")
+    __slots__ = ("_fires_at", "_loop", "_on_passed", "_timer", "_when")
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, on_passed: Callable[[], None]
@@ -25,6 +26,8 @@ class Deadline:
         self._when: float | None = None
         # Fires at the deadline or before it; None when not needed yet.
         self._timer: asyncio.TimerHandle | None = None
+        # When that is.
+        self._fires_at = math.inf
 
     @property
     def is_set(self) -> bool:
@@ -37,12 +40,11 @@ class Deadline:
 
     def set(self, seconds: float) -> None:
         """Move it to so many seconds from now."""
-        self._when = self._loop.time() + seconds
-        if self._timer is not None and self._timer.when() > self._when:
-            self._timer.cancel()
-            self._timer = None
-        if self._timer is None:
-            self._timer = self._loop.call_at(self._when, self._fired)
+        self._when = when = self._loop.time() + seconds
+        if when < self._fires_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._sleep_until(when)
 
     def clear(self) -> None:
         """There is none until it is set again."""
@@ -54,14 +56,20 @@ class Deadline:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+            self._fires_at = math.inf
+
+    def _sleep_until(self, when: float) -> None:
+        self._fires_at = when
+        self._timer = self._loop.call_at(when, self._fired)
 
     def _fired(self) -> None:
         self._timer = None
+        self._fires_at = math.inf
         if self._when is None:
             return
         # uvloop's clock has milliseconds: a timer may fire a little early.
         if self._when > self._loop.time() + 0.001:
-            self._timer = self._loop.call_at(self._when, self._fired)
+            self._sleep_until(self._when)
             return
         self._when = None
         self._on_passed()

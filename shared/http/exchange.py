@@ -19,6 +19,7 @@ from shared.http.heads import (
     BadResponse,
     ResponseHead,
     parse_response_head,
+    plain_answer_end,
 )
 from shared.http.status import Refusal
 from shared.http.translation import Outgoing
@@ -162,11 +163,11 @@ class Exchange:
 
     def upstream_received(self, data: bytes) -> None:
         try:
-            if self._is_raw:
-                self._client.write(data)
-            elif self._body is not None:
+            if self._body is not None:
                 self._pass_body(data, 0)
-            else:
+            elif self._is_raw:
+                self._client.write(data)
+            elif self._held or not self._pass_whole(data):
                 self._receive_head(data)
         except (BadResponse, BadBody) as error:
             self._fail(f"the apiserver's answer is not understood: {error}")
@@ -208,6 +209,26 @@ class Exchange:
             and outgoing.body is None
             and outgoing.upgrade is None
         )
+
+    def _pass_whole(self, data: bytes) -> bool:
+        """Pass on a plain answer that has come whole, as it came; False if it is no such.
+
+        The usual case for small answers, at a third of the price. What is done here
+        `_receive_head` would do as well, and it decides about everything else.
+        """
+        outgoing = self._outgoing
+        if self._closes_client or outgoing.method == b"HEAD":
+            return False
+        if outgoing.body is not None and not outgoing.body.is_complete:
+            return False
+        end = plain_answer_end(data)
+        if end != len(data):
+            return False
+        self._client.exchange_answered(200)
+        self._has_written = True
+        self._client.write(data)
+        self._finish(keep_alive=True)
+        return True
 
     def _receive_head(self, data: bytes) -> None:
         if self._held:

@@ -25,6 +25,7 @@ __all__ = [
     "list_entries",
     "parse_request_head",
     "parse_response_head",
+    "plain_answer_end",
 ]
 
 # Go's default limit is 1 MiB, nginx' 32 KiB, llhttp has none. A long field selector
@@ -54,6 +55,20 @@ _RESPONSE_HOP = re.compile(
     rb"\r\n(connection|proxy-connection|keep-alive|transfer-encoding|content-length"
     rb"|upgrade):([^\r]*+)",
     re.IGNORECASE,
+)
+# The commonest answer, of which nothing else need be known. A line whose name begins with
+# another letter than all of the hop's is none of them.
+_PLAIN_LINES = (
+    rb"(?:(?![CKPTUckptu])" + _TOKEN + rb":[\t \x21-\x7e\x80-\xff]*+\r\n"
+    rb"|(?!(?i:connection|content-length|keep-alive|proxy-connection|transfer-encoding"
+    rb"|upgrade):)" + _TOKEN + rb":[\t \x21-\x7e\x80-\xff]*+\r\n)*+"
+)
+_PLAIN_ANSWER = re.compile(
+    rb"HTTP/1\.1 200(?: [\t \x21-\x7e\x80-\xff]*+)?\r\n"
+    + _PLAIN_LINES
+    + rb"(?i:content-length):[\t ]*+([0-9]{1,18})[\t ]*+\r\n"
+    + _PLAIN_LINES
+    + rb"\r\n"
 )
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 _HOST = re.compile(rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
@@ -268,6 +283,18 @@ def _upgrade(
     if protocol not in UPGRADE_PROTOCOLS:
         raise _refuse("the only upgrades accepted are SPDY/3.1 and websocket")
     return protocol
+
+
+def plain_answer_end(data: bytes) -> int:
+    """Where an answer ends that is passed on as it came; -1 if it is not of the plain kind.
+
+    That is: HTTP/1.1, 200, one Content-Length, no other field of the hop. For such a head
+    `parse_response_head` says the same; for all others it must be asked.
+    """
+    match = _PLAIN_ANSWER.match(data)
+    if match is None or match.end() > MAX_HEAD_BYTES:
+        return -1
+    return match.end() + int(match[1])
 
 
 def parse_response_head(head: bytes) -> ResponseHead:

@@ -193,7 +193,20 @@ class RequestRelay:
         if self._state is _State.CLOSING:
             self._stream.taken(len(data))
         elif self._state is not _State.CLOSED:
-            self._pending.append(data if type(data) is bytes else bytes(data))
+            if type(data) is not bytes:
+                data = bytes(data)
+            if (
+                self._state is _State.HEAD
+                and not self._pending
+                and not self._is_advancing
+                and len(data) <= MAX_HEAD_BYTES
+                and data.find(b"\r\n\r\n") == len(data) - 4
+            ):
+                # The usual case: one head, whole and alone. `_read_head` would do the same.
+                self._stream.taken(len(data))
+                self._receive_head(data)
+                return
+            self._pending.append(data)
             self._pending_bytes += len(data)
             self._advance()
 
@@ -238,11 +251,12 @@ class RequestRelay:
     def exchange_done(self, *, keep_alive: bool) -> None:
         self._exchange = None
         self._outgoing = None
-        if keep_alive and not self._winds_down:
-            self._next_request()
-            self._advance()
-        else:
+        if not keep_alive or self._winds_down:
             self._close()
+            return
+        self._next_request()
+        if self._pending:
+            self._advance()
 
     def exchange_refused(self, refusal: Refusal) -> None:
         outgoing = self._outgoing
@@ -316,12 +330,16 @@ class RequestRelay:
         head = data if end == len(data) else data[:end]
         self._take(data, end)
         self._head_has_begun = False
+        self._receive_head(head)
+        return True
+
+    def _receive_head(self, head: bytes) -> None:
+        """A head has come whole, from its method to its empty line, and is taken."""
         self._deadline.clear()
         try:
             self._begin(self._translate(head))
         except Refusal as refusal:
             self._refuse(refusal, without_body=head.startswith(b"HEAD "))
-        return True
 
     def _await_head(self) -> None:
         """A head has begun: its time runs, whatever else of it comes."""

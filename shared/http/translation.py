@@ -28,41 +28,50 @@ class Outgoing:
     target: bytes
     # The whole head; the relay adds what has come of the body with it.
     first_bytes: bytes
-    # Where the body ends; None when there is none.
-    body: Body | None
-    # Lower-case protocol of an upgrade.
-    upgrade: bytes | None
-    # The client's connection stays open after the answer.
-    keeps_alive: bool
     # What the client's paths begin with and the apiserver's do not.
     prefix: bytes
-    review: Review | None
+    # Where the body ends; None when there is none.
+    body: Body | None = None
+    # Lower-case protocol of an upgrade.
+    upgrade: bytes | None = None
+    # The client's connection stays open after the answer.
+    keeps_alive: bool = True
+    review: Review | None = None
 
 
 Translate = Callable[[bytes], Outgoing]
 
 # The request line of what can be known already: no other method's fields depend on it.
-_KNOWN_LINE = re.compile(
-    rb"(GET|HEAD|OPTIONS) (/[\x21\x22\x24-\x5b\x5d-\x7e]*+) HTTP/1\.1\r\n"
+_KNOWN_LINE = (
+    rb"(GET|HEAD|OPTIONS) %b(/(?!/)[\x21\x22\x24-\x5b\x5d-\x7e]*+) HTTP/1\.1\r\n"
 )
+# Different clients of one caller (kubectl, a controller) each repeat their own fields.
+_MAX_KNOWN = 8
+# Longer fields are not worth their memory: kubectl's have 150 bytes, client-go's 300.
+_MAX_KNOWN_BYTES = 2048
+# Heads with these are not kept in memory beyond their request.
+_SECRET_FIELDS = frozenset({b"authorization", b"cookie", b"proxy-authorization"})
 # Refusals of understood requests. Who sends malformed ones is not talked to further.
 _HARMLESS = (403, 404)
 
 
 class Translator:
-    """Translates the heads of one caller's connection.
+    """Translates the heads of one caller, on all its connections.
 
-    Clients repeat their fields to the byte, only paths differ. So the fields of the last
-    plain request (no body, no upgrade, no --as) are kept with what became of them, and
-    the next head that has the same is done after one comparison. The verdict depends on
+    Clients repeat their fields to the byte, only paths differ. So the fields of plain
+    requests (no body, no upgrade, no --as) are kept with what became of them, and the
+    next head that has the same is done after one comparison. The verdict depends on
     the fields, the caller and the policy, none of which can have changed.
     """
 
     __slots__ = (
         "_apiserver",
+        "_base",
         "_caller",
         "_host_line",
+        "_known",
         "_known_fields",
+        "_known_line",
         "_known_lines",
         "_policy",
         "_prefix",
@@ -71,17 +80,25 @@ class Translator:
     def __init__(self, caller: Caller, policy: Policy, apiserver: ApiServer) -> None:
         self._caller = caller
         self._policy = policy
-        self.use(apiserver)
         self._prefix = cluster_prefix(caller.cluster)
-        # From behind the request line to the empty line; empty: none known.
-        self._known_fields = b""
-        # The lines that are sent for them, identity included.
+        self._known_line = re.compile(_KNOWN_LINE % re.escape(self._prefix))
+        # The fields of the last known head, from behind the request line to the empty
+        # line (no head ends with NUL), and the lines that are sent for them, host and
+        # identity included. Set by `use`, too.
+        self._known_fields = b"\0"
         self._known_lines = b""
+        # Those of other heads that this caller has sent.
+        self._known: dict[bytes, bytes] = {}
+        self.use(apiserver)
 
     def use(self, apiserver: ApiServer) -> None:
         """Go on with another address or credential, from the next request on."""
         self._apiserver = apiserver
+        self._base = apiserver.base_path
         self._host_line = b"Host: %b\r\n" % apiserver.authority
+        # They are known with the host line of the last one.
+        self._known_fields, self._known_lines = b"\0", b""
+        self._known.clear()
 
     def __call__(self, raw: bytes) -> Outgoing:
         """Translate one head, complete with its empty line.
@@ -90,12 +107,30 @@ class Translator:
             Refusal: If it must not be sent. `keeps_alive` tells whether the connection
                 can go on: the head was understood, and there is no body to skip.
         """
+        if raw.endswith(self._known_fields):
+            outgoing = self._known_request(raw, len(raw) - len(self._known_fields))
+            if outgoing is not None:
+                return outgoing
         line_end = raw.find(b"\r\n") + 2
-        if raw[line_end:] == self._known_fields:
-            match = _KNOWN_LINE.fullmatch(raw, 0, line_end)
-            if match is not None:
-                target = self._strip(match[2], keeps_alive=True)
-                return self._outgoing(match[1], target, 1, self._known_lines)
+        if (lines := self._known.get(raw[line_end:])) is not None:
+            self._known_fields, self._known_lines = raw[line_end:], lines
+            outgoing = self._known_request(raw, line_end)
+            if outgoing is not None:
+                return outgoing
+        return self._unknown_request(raw, line_end)
+
+    def _known_request(self, raw: bytes, line_end: int) -> Outgoing | None:
+        """A request whose fields are the known ones, if its line has no surprises either."""
+        match = self._known_line.fullmatch(raw, 0, line_end)
+        if match is None:
+            return None
+        method, path = match.groups()
+        # A path without these holds no dot segment, however that is spelled.
+        if b"/." in path or b"%" in path:
+            return None
+        return self._outgoing(method, self._base + path, b"1", self._known_lines)
+
+    def _unknown_request(self, raw: bytes, line_end: int) -> Outgoing:
         head = parse_request_head(raw)
         keeps_alive = head.keeps_alive and not head.has_body and not head.upgrade
         target = self._strip(head.target, keeps_alive=keeps_alive)
@@ -104,11 +139,10 @@ class Translator:
         except Refusal as refusal:
             refusal.keeps_alive = keeps_alive and refusal.code in _HARMLESS
             raise
-        lines = forward.lines + forward.identity
+        lines = b"%b%b%b" % (self._host_line, forward.lines, forward.identity)
         if keeps_alive and self._is_plain(head, forward):
-            self._known_fields = raw[line_end:]
-            self._known_lines = lines
-        outgoing = self._outgoing(head.method, target, head.minor, lines)
+            self._remember(raw[line_end:], lines)
+        outgoing = self._outgoing(head.method, target, b"%d" % head.minor, lines)
         outgoing.body = request_body(head)
         outgoing.upgrade = head.upgrade
         outgoing.keeps_alive = head.keeps_alive
@@ -117,7 +151,7 @@ class Translator:
 
     def _strip(self, target: bytes, *, keeps_alive: bool) -> bytes:
         try:
-            return self._apiserver.base_path + strip_prefix(target, self._prefix)
+            return self._base + strip_prefix(target, self._prefix)
         except Refusal as refusal:
             refusal.keeps_alive = keeps_alive and refusal.code in _HARMLESS
             raise
@@ -129,28 +163,26 @@ class Translator:
             and not head.expects_continue
             and head.minor == 1
             and head.method in (b"GET", b"HEAD", b"OPTIONS")
+            and not any(name.lower() in _SECRET_FIELDS for name, _ in head.fields)
         )
 
+    def _remember(self, fields: bytes, lines: bytes) -> None:
+        if len(fields) > _MAX_KNOWN_BYTES:
+            return
+        if len(self._known) >= _MAX_KNOWN:
+            del self._known[next(iter(self._known))]
+        self._known[fields] = self._known_lines = lines
+        self._known_fields = fields
+
     def _outgoing(
-        self, method: bytes, target: bytes, minor: int, lines: bytes
+        self, method: bytes, target: bytes, minor: bytes, lines: bytes
     ) -> Outgoing:
         return Outgoing(
             method=method,
             target=target,
-            first_bytes=b"%b %b HTTP/1.%d\r\n%b%b%b\r\n"
-            % (
-                method,
-                target,
-                minor,
-                self._host_line,
-                lines,
-                self._apiserver.credential.line(),
-            ),
-            body=None,
-            upgrade=None,
-            keeps_alive=True,
+            first_bytes=b"%b %b HTTP/1.%b\r\n%b%b\r\n"
+            % (method, target, minor, lines, self._apiserver.credential.line()),
             prefix=self._prefix,
-            review=None,
         )
 
 

@@ -127,7 +127,8 @@ class UpstreamConnection(asyncio.Protocol):
         self.user = None
         self.is_reused = True
         self.has_answered = False
-        self.resume_reading()
+        if self._reading_is_paused:
+            self.resume_reading()
         self._pool.released(self)
 
     def close(self) -> None:

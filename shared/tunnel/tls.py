@@ -216,8 +216,8 @@ class TlsEnd:
         except ssl.SSLError as error:
             self._break(error)
             return
-        if not self._pumping:
-            self._flush()
+        if not self._pumping and self._stream is not None:
+            self._stream.write(self._outgoing.read())
 
     def write_eof(self) -> None:
         """Send close_notify and end our direction. What the peer still sends arrives."""
@@ -265,7 +265,8 @@ class TlsEnd:
                 self._decrypt()
         finally:
             self._pumping = False
-        self._flush()
+        if self._outgoing.pending:
+            self._flush()
         self._credit()
         if self._eof_received and self._closed_below:
             self._finish(None)
@@ -317,10 +318,11 @@ class TlsEnd:
                 self._hand_up(pieces)
                 self._break(error)
                 return
-            self._hand_up(pieces)
+            if pieces:
+                self._hand_up(pieces)
             if ended:
                 self._peer_ended()
-            elif not pieces:
+            elif not pieces or not self._incoming.pending:
                 break
         if self._eof_below and not self._incoming.pending:
             self._truncated()

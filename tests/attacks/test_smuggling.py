@@ -204,9 +204,26 @@ TRAILERS = [
 ]
 
 
-async def assert_refused(attack: bytes, *, cut: int = 0) -> None:
-    """Whatever way it is cut in two: refused, ended, and nothing went upstream."""
+async def assert_refused(attack: bytes, *, cut: int = 0, known: bytes = b"") -> None:
+    """Whatever way it is cut in two: refused, ended, and nothing went upstream.
+
+    With `known`, a harmless request with these fields goes before it, which are then
+    known to the relay.
+    """
     async with relayed(echo_heads) as bench:
+        if known:
+            bench.send(b"GET /clusters/alpha/known HTTP/1.1\r\n" + known + b"\r\n")
+            assert b"GET /known " in await bench.answer()
+            await bench.until(lambda: bench.pool.idle_connections == 1)
+            before, served = len(bench.stream.output), len(bench.received)
+            bench.send(attack[: cut or len(attack)])
+            if cut:
+                bench.send(attack[cut:])
+            await bench.stream.until(lambda: bench.stream.is_over)
+            assert bench.stream.output[before:][:10] in (b"HTTP/1.1 4", b"HTTP/1.1 5")
+            assert bench.stream.output.count(b'"kind":"Status"') == 1
+            assert len(bench.received) == served
+            return
         if cut:
             bench.send(attack[:cut])
             await asyncio.sleep(0)
@@ -238,6 +255,41 @@ async def test_every_length_but_one_decimal_number_is_refused(field: bytes) -> N
 @pytest.mark.parametrize("head", HEADS)
 async def test_every_head_that_is_not_plain_http_1_is_refused(head: bytes) -> None:
     await assert_refused(head + SMUGGLED)
+
+
+@pytest.mark.parametrize("head", HEADS)
+async def test_knowing_a_heads_fields_does_not_let_its_line_pass(head: bytes) -> None:
+    for known in (b"Host: h\r\n", b"Host: h\r\nA: b\r\n"):
+        await assert_refused(head + SMUGGLED, known=known)
+        await assert_refused(head, known=known)
+
+
+@pytest.mark.parametrize(
+    "rest",
+    CL_TE + [field + b"\r\n\r\n" for field in TRANSFER_ENCODINGS + LENGTHS + UPGRADES],
+)
+@pytest.mark.parametrize("method", [b"GET", b"POST"])
+async def test_knowing_the_last_fields_does_not_let_others_pass(
+    rest: bytes, method: bytes
+) -> None:
+    """The attack's field stands before the known ones, or is all that is not known."""
+    line = LINE.replace(b"POST", method).removesuffix(b"Host: h\r\n")
+    field = rest.partition(b"\r\n\r\n")[0] + b"\r\n"
+    known = b"Host: h\r\nA: b\r\n"
+    await assert_refused(line + field + known + b"\r\n" + SMUGGLED, known=known)
+    await assert_refused(line + known + field + b"\r\n" + SMUGGLED, known=known)
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [b"G", LINE + b"X: ", LINE, LINE + b"X: y\r\n"],
+)
+async def test_what_looks_like_a_head_is_none_behind_the_beginning_of_one(
+    begun: bytes,
+) -> None:
+    whole = b"GET /clusters/alpha/api/v1/secrets HTTP/1.1\r\nHost: h\r\n\r\n"
+    for known in (b"", b"Host: h\r\n"):
+        await assert_refused(begun + whole, cut=len(begun), known=known)
 
 
 @pytest.mark.parametrize("field", EXPECTATIONS)
@@ -366,12 +418,16 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("is_cut", [False, True])
 async def test_an_answer_that_can_be_read_in_two_ways_becomes_a_502(
-    answer: bytes,
+    answer: bytes, is_cut: bool
 ) -> None:
     async def script(connection: RawConnection) -> None:
         await connection.read_head()
-        await connection.send(answer)
+        if is_cut:
+            await connection.send(answer[:7])
+            await asyncio.sleep(0.002)
+        await connection.send(answer[7 * is_cut :])
         await connection.read_to_end()
 
     async with relayed(script) as bench:

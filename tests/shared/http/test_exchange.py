@@ -4,12 +4,15 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from shared.http.apiserver import ApiServer, Credential
 from shared.http.exchange import Exchange
 from shared.http.framing import CountedBody
 from shared.http.status import Refusal
 from shared.http.translation import Outgoing
-from shared.http.upstream import UpstreamPool
+from shared.http.upstream import UpstreamConnection, UpstreamPool
 from tests.fakes.upstream import RawConnection, RawUpstream, Script
 
 
@@ -157,3 +160,93 @@ async def test_an_answer_before_the_request_is_whole_ends_both_sides() -> None:
         assert b"Connection: close\r\n" in client.output
         await asyncio.wait_for(upstream.connections[0].ended.wait(), 10)
         assert pool.idle_connections == 0
+
+
+class Wire(asyncio.Transport):
+    """The apiserver's side of a connection, without an apiserver."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent = b""
+        self.is_over = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.sent += data
+
+    def set_write_buffer_limits(
+        self, high: int | None = None, low: int | None = None
+    ) -> None:
+        pass
+
+    def is_closing(self) -> bool:
+        return self.is_over
+
+    def abort(self) -> None:
+        self.is_over = True
+
+
+async def outcome(method: bytes, pieces: list[bytes]) -> object:
+    """What becomes of the client and of the connection when an answer comes like that."""
+    loop = asyncio.get_running_loop()
+    apiserver = ApiServer(
+        host="::1",
+        port=1,
+        tls=None,
+        server_hostname=None,
+        credential=Credential(monotonic=loop.time),
+    )
+    pool = UpstreamPool(apiserver, loop=loop)
+    connection, wire, client = UpstreamConnection(pool), Wire(), Client()
+    connection.connection_made(wire)
+    pool.released(connection)
+    request = outgoing()
+    request.method = method
+    Exchange(client, pool, request).start()
+    for piece in pieces:
+        if not wire.is_over:
+            connection.data_received(piece)
+    fate = (wire.is_over, pool.idle_connections)
+    await pool.close()
+    return client.output, client.events, client.statuses, fate
+
+
+ANSWERS = st.builds(
+    lambda status, fields, body: b"%b\r\n%b\r\n%b" % (status, b"".join(fields), body),
+    st.sampled_from(
+        [b"HTTP/1.1 200 OK"] * 4
+        + [b"HTTP/1.1 100 Continue", b"HTTP/1.1 301 Moved", b"HTTP/1.1 401 No"]
+        + [
+            b"HTTP/1.0 200 OK",
+            b"HTTP/1.1 204 None",
+            b"HTTP/1.1 101 Switch",
+            b"HTTP/2 200",
+        ]
+    ),
+    st.lists(
+        st.sampled_from(
+            [b"Content-Length: 4\r\n"] * 4
+            + [b"Content-Length: 0\r\n", b"Content-Length: 5\r\n", b"A: b\r\n"]
+            + [b"Connection: close\r\n", b"Connection: keep-alive\r\n", b"A : b\r\n"]
+            + [b"Transfer-Encoding: chunked\r\n", b"Upgrade: websocket\r\n"]
+            + [b"Location: /api\r\n", b"Date: today\r\n", b"content-length:4\r\n"]
+        ),
+        max_size=4,
+    ),
+    st.sampled_from([b"body", b"", b"more body", b"4\r\nbody\r\n0\r\n\r\n", b"bo"]),
+)
+
+
+@settings(max_examples=400)
+@given(
+    method=st.sampled_from([b"GET", b"GET", b"HEAD", b"DELETE"]),
+    answer=ANSWERS,
+    cut=st.integers(0, 60),
+)
+async def test_an_answer_that_comes_whole_fares_as_one_that_comes_in_two(
+    method: bytes, answer: bytes, cut: int
+) -> None:
+    """What is passed on at a glance is what reading it carefully would pass on."""
+    # Cut within its first head: a plain answer is then not seen at a glance.
+    cut = 1 + cut % answer.index(b"\r\n\r\n")
+    whole = await outcome(method, [answer])
+    assert whole == await outcome(method, [answer[:cut], answer[cut:]])

@@ -1,5 +1,8 @@
 """Heads: what a well-formed one says about its framing. Malformed ones: tests/attacks."""
 
+from collections.abc import Callable, Iterator
+from itertools import product
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +12,7 @@ from shared.http.heads import (
     list_entries,
     parse_request_head,
     parse_response_head,
+    plain_answer_end,
 )
 from shared.http.status import Refusal
 
@@ -118,3 +122,61 @@ def test_an_answer_may_lack_the_reason_and_repeat_its_length() -> None:
     )
     assert (head.status, head.content_length) == (204, 0)
     assert parse_response_head(b"HTTP/1.0 200 OK\r\n\r\n").closes
+
+
+PLAIN = b"HTTP/1.1 200 OK\r\nAudit-Id: 1\r\nContent-Type: a/b\r\nContent-Length: 3\r\nDate: x\r\n\r\n"
+
+
+def test_the_end_of_a_plain_answer_is_known_before_it_has_come() -> None:
+    assert plain_answer_end(PLAIN) == len(PLAIN) + 3
+    assert plain_answer_end(PLAIN + b"abcd") == len(PLAIN) + 3
+    assert plain_answer_end(PLAIN[:-1]) == -1
+
+
+STATUS_LINES = [
+    b"HTTP/1.1 200 OK\r\n",
+    b"HTTP/1.1 200\r\n",
+    b"HTTP/1.0 200 OK\r\n",
+    b"HTTP/1.1 204 No Content\r\n",
+    b"HTTP/1.1 401 Unauthorized\r\n",
+    b"HTTP/1.1 101 Switching Protocols\r\n",
+    b"HTTP/1.1 200 OK\n",
+]
+NAMES = (
+    b"Connection Keep-Alive Proxy-Connection Transfer-Encoding Upgrade Content-Length "
+    b"X-Content-Length Content-Lengthy Content-Type Kind Con Trailer Cache-Control Date"
+).split()
+CASES: list[Callable[[bytes], bytes]] = [bytes, bytes.lower, bytes.upper]
+VALUES = [b" 3", b"\t12 ", b"close", b" chunked", b" x\x00", b" 1, 1", b""]
+BROKEN_LINES = [b" folded\r\n", b"a : b\r\n", b"a: b\n", b": c\r\n", b"a\r\n"]
+
+
+def answer_heads() -> Iterator[bytes]:
+    """Each line alone, and before and behind one that would make the answer plain."""
+    lines = [
+        b"%b:%b\r\n" % (case(name), value)
+        for name, case, value in product(NAMES, CASES, VALUES)
+    ] + BROKEN_LINES
+    length = b"Content-Length: 3\r\n"
+    for status_line, line in product(STATUS_LINES, lines):
+        for fields in (line, line + length, length + line, length + b"A: b\r\n" + line):
+            yield status_line + fields + b"\r\n"
+
+
+def test_what_is_plain_at_a_glance_is_what_is_plain_when_read() -> None:
+    for raw in answer_heads():
+        end = plain_answer_end(raw + b"body")
+        try:
+            head = parse_response_head(raw)
+        except BadResponse:
+            assert end == -1, raw
+            continue
+        is_plain = (
+            head.is_plain
+            and head.content_length is not None
+            and (head.status, head.minor, head.closes) == (200, 1, False)
+            # Twice the same is allowed, and not plain.
+            and raw.lower().count(b"\r\ncontent-length:") == 1
+        )
+        expected = len(raw) + (head.content_length or 0) if is_plain else -1
+        assert end == expected, raw
