@@ -10,6 +10,7 @@ from typing import Any
 
 from certs.names import ClusterName, host_name
 from shared.durations import rfc3339
+from shared.member.report import MemberReport
 from shared.mux.readings import TunnelReading
 from shared.settings import HostPort
 from tower_server.kubeconfig import cluster_url
@@ -54,6 +55,7 @@ def cluster_document(
         # The registry forgets with the process. A cluster that has joined has been here: it is
         # away, at least since then or since our start.
         state, since = "away", max(record.joined_at, server_started_at)
+    report = status.report if status else MemberReport()
     return {
         "name": name,
         "state": state,
@@ -62,8 +64,8 @@ def cluster_document(
         "rtt_seconds": _rounded(status.rtt_seconds if status else None),
         "agent_version": (status.agent_version if status else None)
         or (record.agent_version if record else None),
-        "apiserver_version": status.apiserver_version if status else None,
-        "apiserver_error": status.apiserver_error if status else None,
+        "apiserver_version": report.apiserver_version,
+        "apiserver_error": report.apiserver_error,
         "open_streams": status.open_streams if status else 0,
         "sessions": status.sessions if status else 0,
         "joined_at": _optional(record.joined_at if record else None),

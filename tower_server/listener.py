@@ -29,6 +29,7 @@ from shared.mux.stream import Stream
 from shared.mux.windows import INITIAL_WINDOW_BYTES
 from shared.tunnel.connection import TunnelConnection
 from shared.tunnel.drain import drain_tunnels
+from shared.tunnel.owner import Tunnel
 from shared.tunnel.tasks import TaskSet
 from shared.version import VERSION
 from shared.wire.frames import MAX_MESSAGE_BYTES, GoAway, printable
@@ -121,7 +122,7 @@ class TunnelListener:
         self._open_control = open_control
         self._tasks = TaskSet("listener")
         # Connections whose session is up.
-        self._live: dict[TunnelConnection, LiveSession] = {}
+        self._live: dict[Tunnel, LiveSession] = {}
         # Connections whose HELLO is not here yet, with who they are.
         self._arriving: dict[TunnelConnection, AgentIdentity] = {}
         self._admission = Admission(asyncio.get_running_loop().time())

@@ -8,7 +8,7 @@ usable one gets new streams, the older ones finish what they have.
 
 import asyncio
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -19,7 +19,7 @@ from shared.member.report import MemberReport
 from shared.mux.counters import Counters
 from shared.mux.readings import TunnelReading, read_sessions
 from shared.mux.stream import Stream
-from shared.tunnel.connection import TunnelConnection
+from shared.tunnel.owner import Tunnel
 from shared.wire.hello import Hello
 
 __all__ = [
@@ -47,29 +47,41 @@ class ClusterStatus:
     since: datetime | None
     rtt_seconds: float | None = None
     agent_version: str | None = None
-    apiserver_version: str | None = None
-    apiserver_error: str | None = None
+    # What was last heard of the member itself.
+    report: MemberReport = MemberReport()
     open_streams: int = 0
     sessions: int = 0
     member_uid: str | None = None
 
+    @property
+    def apiserver_version(self) -> str | None:
+        return self.report.apiserver_version
+
+    @property
+    def apiserver_error(self) -> str | None:
+        return self.report.apiserver_error
+
 
 class LiveSession:
-    """One agent's connection, with what is known about it."""
+    """One agent's connection, or our own to a member, with what is known about it."""
 
     def __init__(
-        self, identity: AgentIdentity, connection: TunnelConnection, hello: Hello
+        self, identity: AgentIdentity, connection: Tunnel, hello: Hello
     ) -> None:
         # As the assertion in its upgrade proved.
         self.identity = identity
         # The one that carries it now, or did last.
         self.connection = connection
-        # The agent's name and version, and where it runs, as its HELLO says.
+        # The agent's name and version, and where it runs, as its HELLO says. Empty if it is us.
         self.software = hello.software
         self.place, _, self.process = hello.place.partition(".")
         self.connected_at = datetime.now(UTC)
         # Renewed by each report over the control stream.
         self.report = MemberReport()
+        # Without an agent a session says nothing of the member: set by `Registry.reach`.
+        self.reaches_member = True
+        # How far away the member is, where no wire of the session's own can tell.
+        self.member_rtt_seconds: float | None = None
 
     @property
     def cluster(self) -> ClusterName:
@@ -84,7 +96,7 @@ class LiveSession:
         """Whether another session is of the same agent in the same place."""
         return other.is_of(self.identity) and other.place == self.place
 
-    def go_on(self, connection: TunnelConnection) -> None:
+    def go_on(self, connection: Tunnel) -> None:
         """Another connection carries the session now."""
         self.connection = connection
         self.connected_at = datetime.now(UTC)
@@ -93,6 +105,12 @@ class LiveSession:
     def usable(self) -> bool:
         """Whether a new stream may be opened."""
         return self.connection.usable
+
+    @property
+    def rtt_seconds(self) -> float | None:
+        """A round trip to the member's end."""
+        measured = self.connection.session.liveness.round_trip_seconds
+        return self.member_rtt_seconds if measured is None else measured
 
     @property
     def control_streams(self) -> int:
@@ -127,8 +145,20 @@ class _Cluster:
     def newest_usable(self) -> LiveSession | None:
         return next((s for s in reversed(self.sessions) if s.usable), None)
 
+    def newest_reaching(self) -> LiveSession | None:
+        """The newest usable one, if the member is at its other end."""
+        newest = self.newest_usable()
+        return newest if newest is not None and newest.reaches_member else None
+
+    def reach_changed(self, was_reached: bool, at: datetime) -> None:
+        """A session has come, or one that was here has found or lost its member."""
+        if self.newest_reaching() is None:
+            self.away_since = self.away_since or at
+        elif not was_reached:
+            self.connected_since, self.away_since = at, None
+
     def note_absence(self) -> None:
-        if self.away_since is None and self.newest_usable() is None:
+        if self.away_since is None and self.newest_reaching() is None:
             self.away_since = datetime.now(UTC)
 
     def wake(self) -> None:
@@ -168,16 +198,24 @@ class Registry:
         cluster = self._clusters.get(session.cluster)
         if cluster is None:
             return False
-        if cluster.newest_usable() is None:
-            cluster.connected_since = session.connected_at
+        was_reached = cluster.newest_reaching() is not None
         cluster.sessions.append(session)
         cluster.counters.take_over(session.connection.session)
-        cluster.last, cluster.away_since = session, None
+        cluster.last = session
+        cluster.reach_changed(was_reached, session.connected_at)
         while len(cluster.sessions) > MAX_SESSIONS_PER_CLUSTER:
             oldest = cluster.sessions.pop(0)
             oldest.connection.close(Code.REPLACED, "too many sessions of this cluster")
         cluster.wake()
         return True
+
+    def reach(self, session: LiveSession, *, reaches: bool) -> None:
+        """Whether a session without an agent has its member at the other end."""
+        cluster = self._clusters.get(session.cluster)
+        was_reached = cluster is not None and cluster.newest_reaching() is not None
+        session.reaches_member = reaches
+        if cluster is not None and session in cluster.sessions:
+            cluster.reach_changed(was_reached, datetime.now(UTC))
 
     def left(self, session: LiveSession) -> None:
         """The session takes no new streams any more; it may still have some."""
@@ -255,7 +293,7 @@ class Registry:
         cluster = self._clusters.get(name)
         if cluster is None:
             return None
-        newest = cluster.newest_usable()
+        newest = cluster.newest_reaching()
         streams = sum(session.user_streams for session in cluster.sessions)
         if newest is None:
             return self._away(name, cluster, streams)
@@ -263,10 +301,9 @@ class Registry:
             name=name,
             state="connected",
             since=cluster.connected_since,
-            rtt_seconds=newest.connection.session.liveness.round_trip_seconds,
-            agent_version=newest.software,
-            apiserver_version=newest.report.apiserver_version,
-            apiserver_error=newest.report.apiserver_error,
+            rtt_seconds=newest.rtt_seconds,
+            agent_version=newest.software or None,
+            report=newest.report,
             open_streams=streams,
             sessions=len(cluster.sessions),
             member_uid=cluster.member_uid,
@@ -282,23 +319,42 @@ class Registry:
             name=name,
             state="never" if last is None else "away",
             since=cluster.away_since,
-            agent_version=last.software if last else None,
-            apiserver_version=last.report.apiserver_version if last else None,
+            agent_version=last.software or None if last else None,
+            report=self._last_report(cluster),
             open_streams=streams,
             sessions=len(cluster.sessions),
             member_uid=cluster.member_uid,
         )
 
+    @staticmethod
+    def _last_report(cluster: _Cluster) -> MemberReport:
+        """What stays known of a member that is away. Its trouble is news only if we still ask."""
+        if cluster.newest_usable() is None and cluster.last is not None:
+            return replace(cluster.last.report, apiserver_error=None)
+        return cluster.last.report if cluster.last is not None else MemberReport()
+
     def readings(self) -> dict[str, TunnelReading]:
         """What goes through the tunnels of every known cluster, by name."""
         return {
-            name: read_sessions(
-                (live.connection.session for live in cluster.sessions),
-                cluster.counters,
-                uncounted_target=CONTROL_TARGET,
-            )
+            name: self._reading(cluster)
             for name, cluster in sorted(self._clusters.items())
         }
+
+    @staticmethod
+    def _reading(cluster: _Cluster) -> TunnelReading:
+        reading = read_sessions(
+            (live.connection.session for live in cluster.sessions),
+            cluster.counters,
+            uncounted_target=CONTROL_TARGET,
+        )
+        # What only the sessions' owner knows: whom they lead to, and how far that is.
+        reaching = [live for live in cluster.sessions if live.reaches_member]
+        rtts = [live.rtt_seconds for live in reaching if live.rtt_seconds is not None]
+        return replace(
+            reading,
+            sessions=len(reaching),
+            rtt_seconds=rtts[-1] if rtts else None,
+        )
 
     def all(self) -> list[ClusterStatus]:
         """The status of every known cluster, by name."""

@@ -1,7 +1,8 @@
 """The asyncio shell of the tunnel: transports on one side, `shared.mux` on the other.
 
     connection  one WebSocket connection that carries a session
-    owner       what a connection tells whoever uses its session
+    local       a tunnel within this process, without a connection
+    owner       a tunnel as others see it; what a connection tells whoever uses its session
     drain       the friendly end of tunnels: GOAWAY, time, RESET
     sockets     what we ask of the socket below
     relay       a local TCP connection ↔ a stream

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 from shared.errors import Code
-from shared.tunnel.connection import TunnelConnection
+from shared.tunnel.owner import Tunnel
 
 __all__ = ["drain_tunnels"]
 
@@ -18,7 +18,7 @@ LOOK_SECONDS = 0.1
 
 
 async def drain_tunnels(
-    tunnels: Callable[[], Iterable[TunnelConnection]], reason: str, seconds: float
+    tunnels: Callable[[], Iterable[Tunnel]], reason: str, seconds: float
 ) -> int:
     """Let the streams of tunnels end in their own time, `seconds` at most, and close each tunnel
     that has none left; in the end all are closed, though not yet gone.
@@ -29,7 +29,7 @@ async def drain_tunnels(
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
     while True:
-        running: list[TunnelConnection] = []
+        running: list[Tunnel] = []
         for tunnel in list(tunnels()):
             tunnel.session.go_away(Code.GOING_AWAY, reason)
             tunnel.session.wind_down()

@@ -1,7 +1,9 @@
-"""What a tunnel's connection tells whoever uses its session."""
+"""A tunnel, as whoever opens streams sees it; and what its connection tells whoever uses its session."""
 
 from typing import TYPE_CHECKING, Protocol
 
+from shared.errors import Code
+from shared.mux.session import Session
 from shared.mux.stream import Stream
 from shared.wire.frames import GoAway
 from shared.wire.hello import Hello
@@ -9,7 +11,32 @@ from shared.wire.hello import Hello
 if TYPE_CHECKING:
     from shared.tunnel.connection import TunnelConnection
 
-__all__ = ["TunnelOwner"]
+__all__ = ["Tunnel", "TunnelOwner"]
+
+
+class Tunnel(Protocol):
+    """What carries a session: a WebSocket connection, or nothing at all (`LocalTunnel`)."""
+
+    @property
+    def session(self) -> Session:
+        """Where streams are opened, counted and looked at."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is over."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether a new stream may be opened."""
+
+    def close(self, code: Code, reason: str) -> None:
+        """End it and its session, telling both ends why. Idempotent."""
+
+    def abort(self, reason: str) -> None:
+        """Drop it at once. Idempotent."""
+
+    def release(self, reason: str) -> Session:
+        """Give up the session, undamaged: another connection takes over."""
 
 
 class TunnelOwner(Protocol):

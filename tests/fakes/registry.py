@@ -2,6 +2,7 @@
 
 from certs.names import ClusterName
 from shared.errors import Code
+from shared.member.report import MemberReport
 from shared.mux.counters import Counters
 from shared.mux.readings import TunnelReading
 from tower_server.registry import ClusterStatus
@@ -33,8 +34,14 @@ class FakeRegistry:
         self.forgotten: list[str] = []
 
     def connected(self, name: str, **fields: object) -> None:
-        """Make a cluster connected; `fields` are those of ClusterStatus."""
-        known: dict[str, object] = {"since": None, "sessions": 1, **fields}
+        """Make a cluster connected; `fields` are those of ClusterStatus and MemberReport."""
+        reported = {k: fields.pop(k) for k in set(fields) & set(vars(MemberReport()))}
+        known: dict[str, object] = {
+            "since": None,
+            "sessions": 1,
+            "report": MemberReport(**reported),
+            **fields,
+        }
         self.statuses[name] = ClusterStatus(
             name=ClusterName(name), state="connected", **known
         )

@@ -2,7 +2,7 @@
 
 Covered: the newest usable session wins, sessions that drain, loss and return, the limit
 on sessions, waiting (woken, in vain, cancelled, for a cluster that goes), status in every
-state with its times, streams that count, cut and forget.
+state with its times, streams that count, cut and forget; sessions without an agent.
 """
 
 import asyncio
@@ -347,3 +347,48 @@ def test_a_session_that_we_are_closing_is_away_with_a_time() -> None:
 def test_all_clusters_come_by_name() -> None:
     registry = known("gamma", "alpha", "beta")
     assert [status.name for status in registry.all()] == ["alpha", "beta", "gamma"]
+
+
+def test_a_session_without_an_agent_is_only_worth_what_it_reaches(
+    clock: list[datetime],
+) -> None:
+    registry = known()
+
+    def now() -> tuple[str, datetime | None]:
+        status = registry.status(ALPHA)
+        assert status is not None
+        return status.state, status.since
+
+    live = sessions_of(SessionPair())  # read 0
+    live.reaches_member = False
+    registry.add(live)
+    assert now() == ("away", clock[0])
+    # Streams are opened all the same: there is somebody who says why it cannot be.
+    assert registry.pick(ALPHA) is live
+    registry.reach(live, reaches=True)  # read 1
+    registry.reach(live, reaches=True)  # read 2: nothing new
+    assert now() == ("connected", clock[1])
+    assert registry.readings()["alpha"].sessions == 1
+    live.report = MemberReport(apiserver_version="v1", apiserver_error="refused")
+    registry.reach(live, reaches=False)  # read 3
+    registry.reach(live, reaches=False)
+    assert now() == ("away", clock[3])
+    status = registry.status(ALPHA)
+    assert status is not None
+    assert (status.apiserver_version, status.apiserver_error) == ("v1", "refused")
+    assert registry.readings()["alpha"].sessions == 0
+    registry.remove(live)
+    status = registry.status(ALPHA)
+    assert status is not None and status.since == clock[3]
+    # Nobody asks any more, so nobody knows.
+    assert status.apiserver_error is None
+
+
+def test_who_has_no_wire_is_told_how_far_the_member_is() -> None:
+    registry = known()
+    live = sessions_of(SessionPair())
+    live.member_rtt_seconds = 0.012
+    registry.add(live)
+    status = registry.status(ALPHA)
+    assert status is not None and status.rtt_seconds == 0.012
+    assert registry.readings()["alpha"].rtt_seconds == 0.012
