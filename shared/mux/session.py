@@ -21,7 +21,12 @@ from shared.errors import Code, InvalidState, PeerProtocolError, StreamReset
 from shared.mux.budget import WindowBudget
 from shared.mux.counters import Counters
 from shared.mux.handler import Role, SessionHandler
-from shared.mux.liveness import DEAD_AFTER_SECONDS, Liveness
+from shared.mux.liveness import (
+    DEAD_AFTER_SECONDS,
+    PING_AFTER_SECONDS,
+    SERVER_PING_AFTER_SECONDS,
+    Liveness,
+)
 from shared.mux.outbox import MESSAGE_BYTES, Outbox
 from shared.mux.replay import Replay
 from shared.mux.stream import RECEIVING_STATES, Input, Stream
@@ -37,6 +42,9 @@ __all__ = ["MAX_STREAMS", "MESSAGE_BYTES", "Role", "Session", "SessionHandler"]
 # Data below this is copied out of its message, and so is data that fills less than half
 # of it: what a handler keeps then keeps at most twice its own size alive.
 COPY_BELOW_BYTES = 8 * 1024
+
+# What liveness itself needs in the five seconds between two measurements is a quarter of it.
+IDLE_BYTES = 1024
 
 # Answers (RESET, ACCEPT) that may wait for a peer that asks and does not read: each of
 # its streams and each of ours twice over, about 100 bytes each.
@@ -73,7 +81,12 @@ class Session:
         self.hello = hello
         # The peer's; None until it arrives, and no stream may be opened before.
         self.peer: Hello | None = None
-        self.liveness = Liveness(now)
+        self.liveness = Liveness(
+            now,
+            PING_AFTER_SECONDS if role is Role.AGENT else SERVER_PING_AFTER_SECONDS,
+        )
+        # What had been counted when we last thought about a PING: has there been traffic since?
+        self._carried_bytes = 0
         # For people who look. The owner may have several sessions count into one.
         self.counters = Counters()
         self._table = StreamTable(
@@ -199,8 +212,15 @@ class Session:
         if self.liveness.is_dead(now):
             return False
         if self.peer is not None and self.liveness.ping_is_due(now):
-            self._outbox.control(frames.encode_ping(self.liveness.ping(now)))
+            if not (self._is_idle() and self.liveness.put_off(now)):
+                self._outbox.control(frames.encode_ping(self.liveness.ping(now)))
         return True
+
+    def _is_idle(self) -> bool:
+        """Whether next to nothing went either way since this was last asked."""
+        before, counters = self._carried_bytes, self.counters
+        self._carried_bytes = counters.sent_bytes + counters.received_bytes
+        return self._carried_bytes - before < IDLE_BYTES
 
     def open_stream(self, target: str) -> Stream:
         """Open a stream; what is written now travels in the same flight as its OPEN.

@@ -10,8 +10,10 @@ from shared.mux.liveness import (
     ANSWER_SECONDS,
     CLOCK_STEP_SECONDS,
     DEAD_AFTER_SECONDS,
+    IDLE_ROUND_TRIP_EVERY_SECONDS,
     PING_AFTER_SECONDS,
     ROUND_TRIP_EVERY_SECONDS,
+    SERVER_PING_AFTER_SECONDS,
     Liveness,
 )
 
@@ -45,6 +47,30 @@ def test_a_busy_link_is_measured_now_and_then() -> None:
     liveness.received(at)
     assert liveness.next_timer() == pytest.approx(at)
     assert liveness.ping_is_due(at + 0.001)
+
+
+def test_measuring_can_be_put_off_for_a_while_but_no_question_of_life() -> None:
+    liveness = measured(100.0)
+    at = 99.9 + ROUND_TRIP_EVERY_SECONDS
+    liveness.received(at)
+    assert liveness.ping_is_due(at) and liveness.put_off(at)
+    assert not liveness.ping_is_due(at + 1.0)
+    silent = at + PING_AFTER_SECONDS
+    assert liveness.next_timer() == silent
+    assert liveness.ping_is_due(silent) and not liveness.put_off(silent)
+    late = 99.9 + IDLE_ROUND_TRIP_EVERY_SECONDS
+    liveness.received(late)
+    assert liveness.ping_is_due(late) and not liveness.put_off(late)
+    assert not Liveness(100.0).put_off(100.0), "nothing is known yet"
+
+
+def test_the_later_end_notices_death_as_soon() -> None:
+    liveness = Liveness(100.0, SERVER_PING_AFTER_SECONDS)
+    liveness.pong(liveness.ping(100.0), 100.0)
+    assert liveness.next_timer() == 102.0
+    liveness.ping(102.0)
+    assert liveness.next_timer() == 104.5
+    assert not liveness.is_dead(104.4) and liveness.is_dead(104.5)
 
 
 def test_the_peer_is_dead_within_five_seconds_of_silence() -> None:

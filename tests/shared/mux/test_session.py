@@ -426,6 +426,43 @@ def test_closing_a_session_tells_every_stream_once() -> None:
 # Liveness
 
 
+def tick(pair: SessionPair, seconds: float, step: float = 0.1) -> dict[str, int]:
+    """Let time pass on a link without delay; returns how many PINGs each end sent."""
+    pings = {"agent": 0, "server": 0}
+    for _ in range(round(seconds / step)):
+        pair.sleep(step)
+        for name in pings:
+            end: End = getattr(pair, name)
+            if end.session.next_timer() <= pair.now:
+                assert end.session.handle_timer(pair.now)
+            pair.pull(end)
+            pings[name] += sum(types(m).count(FrameType.PING) for m in end.outgoing)
+            while pair.deliver(end):
+                pass
+    return pings
+
+
+def test_on_an_idle_link_one_end_asks_and_both_know_the_round_trip() -> None:
+    pair = SessionPair()
+    tick(pair, 5.0)
+    pings = tick(pair, 60.0)
+    assert 36 <= pings["agent"] <= 40, "every 1.5 s"
+    assert 1 <= pings["server"] <= 2, "every 30 s"
+    for end in (pair.agent, pair.server):
+        assert end.session.liveness.round_trip_seconds is not None
+
+
+def test_on_a_busy_link_both_ends_measure_every_five_seconds() -> None:
+    pair = SessionPair()
+    near, _ = opened(pair)
+    pings = {"agent": 0, "server": 0}
+    for _ in range(600):
+        near.stream.write(bytes(1000))
+        for name, count in tick(pair, 0.1).items():
+            pings[name] += count
+    assert 11 <= pings["agent"] <= 14 and 11 <= pings["server"] <= 14
+
+
 def test_each_side_asks_at_once_and_learns_the_round_trip() -> None:
     pair = SessionPair()
     for end in (pair.agent, pair.server):
