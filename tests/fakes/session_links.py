@@ -42,14 +42,20 @@ class Wire(deque[bytes]):
         self.due.append(self._pair.now + self._delay_seconds)
 
     def popleft(self) -> bytes:
-        self.due.popleft()
+        if self.due:
+            self.due.popleft()
         return super().popleft()
+
+    def has_arrived(self, now: float) -> bool:
+        """Whether the oldest message is there; what somebody smuggled in is at once."""
+        return not self.due or self.due[0] <= now
 
     def cut(self, keep_messages: int) -> None:
         """What is behind so many messages does not arrive."""
         while len(self) > keep_messages:
             self.pop()
-            self.due.pop()
+            if self.due:
+                self.due.pop()
 
     def messages_within(self, size_bytes: int) -> int:
         """How many messages arrive whole if so many bytes do."""
@@ -189,7 +195,7 @@ class ResumingPair(SessionPair):
             (link, wire)
             for link in self.links
             if (wire := link.to_server if from_agent else link.to_agent)
-            and (hurry or (wire.due[0] <= now and not link.is_frozen))
+            and (hurry or (wire.has_arrived(now) and not link.is_frozen))
         ]
         if not wires:
             return False
