@@ -4,6 +4,7 @@
     handler   what a session tells its owner
     table     which streams are open, how they end, who is told
     outbox    what waits to be sent, and whose turn it is
+    in_flight how much may be under way, from what its ACKs tell of the path
     replay    messages that may be sent again when the connection is lost
     stream    one stream: its states (a table), its queue
     windows   flow-control arithmetic by absolute offsets

@@ -35,9 +35,9 @@ ROUND_TRIP_EVERY_SECONDS = 5.0
 # ... and on one that carries nothing but the other end's PINGs, where nobody needs it.
 IDLE_ROUND_TRIP_EVERY_SECONDS = 30.0
 
-# Event loops count in steps (uvloop: 1 ms), so that a shorter round trip seems to take no
-# time at all. It took some: nobody should divide by it, or read 0.
-CLOCK_STEP_SECONDS = 0.001
+# Clocks count in steps, and a machine's own loopback is hardly longer than one. It took some
+# time: nobody should divide by it, or read 0.
+CLOCK_STEP_SECONDS = 0.000_02
 
 
 class Liveness:
@@ -57,6 +57,7 @@ class Liveness:
         self._measure_at = now
         # Number of the PING that is not answered yet, and when it left.
         self._waiting: tuple[int, float] | None = None
+        # 0 is not used: a PING of that number only asks for an ACK.
         self._count = 0
         # The last round trip that was measured; None before the first PONG.
         self.round_trip_seconds: float | None = None
@@ -132,12 +133,13 @@ class Liveness:
         self._waiting = (self._count, now)
         return self._count
 
-    def pong(self, opaque: int, now: float) -> None:
-        """Take in an answer; one that was not asked for changes nothing."""
+    def pong(self, opaque: int, now: float) -> float | None:
+        """Take in an answer, return the round trip; one not asked for changes nothing."""
         if self._waiting is None or self._waiting[0] != opaque:
-            return
+            return None
         sample = max(now - self._waiting[1], CLOCK_STEP_SECONDS)
         self._waiting = None
         self.round_trip_seconds = sample
         best = self.min_round_trip_seconds
         self.min_round_trip_seconds = sample if best is None else min(best, sample)
+        return sample

@@ -5,11 +5,20 @@ Three kinds wait, and each message takes them in this order:
     windows due    streams whose reader made room; the frame is made when it leaves, so
                    ten reads make one WINDOW
     control        frames that belong to no stream's order: RESET, ACCEPT, PING, GOAWAY …
-    ring           streams that have data (or an OPEN, or an EOF) and credit for it
+    streams        those that have data (or an OPEN, or an EOF) and credit for it
 
-Streams in the ring take turns of `TURN_BYTES`. So a full link delays a small stream by
-one turn of each other stream, not by all that they have queued. Each turn makes at most
-one DATA frame, however many small writes it gathers.
+Streams take turns, in two rings. What a stream has sent lately puts it into one: little, and it
+is somebody who types, or asks one thing after the other, and goes first; more, and it is
+bulk. Nobody has to say which, and nobody gains by saying it. The first ring leaves the other a
+part of each message, so that many small streams cannot starve a large one.
+
+In the bulk ring each stream may send `TURN_BYTES` and then waits for the others: a turn that
+a full message cuts short goes on in the next one (deficit round robin, with frames that can be
+cut at any byte). One that needs less than its turn is no bulk any more.
+
+A message once made has its place for good, because the session may have to send it again. So
+messages are made as late as the connection allows, and they are short while several streams
+wait. Only one alone fills large ones.
 """
 
 from collections import OrderedDict, deque
@@ -19,16 +28,42 @@ from shared.mux.stream import SENDING_STATES, Input, Stream
 from shared.wire import frames
 from shared.wire.frames import DATA_HEADER, FrameType
 
-__all__ = ["MESSAGE_BYTES", "TURN_BYTES", "Outbox"]
+__all__ = [
+    "INTERACTIVE_BYTES",
+    "INTERACTIVE_BYTES_PER_SECOND",
+    "MESSAGE_BYTES",
+    "SHARED_MESSAGE_BYTES",
+    "TURN_BYTES",
+    "Outbox",
+]
 
 # One message holds all that is ready, up to this (and the frame that crosses it): one TLS
 # run and one system call for many small frames. Measured: larger than 128 KiB is slower.
 MESSAGE_BYTES = 128 * 1024
 
+# ... while more than one stream waits: what comes next is behind this at most.
+SHARED_MESSAGE_BYTES = 64 * 1024
+
+# On a slow path a message takes a small part of what may be under way, but never less than
+# a turn: with less the frame headers would be the load.
+LEAST_MESSAGE_BYTES = 16 * 1024
+
 # What one stream may send before the next one's turn, when others wait.
 TURN_BYTES = 16 * 1024
 
+# A stream is interactive while it has sent less than so many bytes above so many a second:
+# screens full of text, single objects of an API. Logs at full speed and lists are bulk.
+INTERACTIVE_BYTES = 32 * 1024
+INTERACTIVE_BYTES_PER_SECOND = 128 * 1024
+
+# Of each message bulk gets at least this part, however many small streams are busy.
+BULK_SHARE = 4
+
 _DATA = int(FrameType.DATA)
+
+# PING 0 and its PONG: that comes at once, and an ACK rides in front of it (SPEC 5.10).
+_ASK = frames.encode_ping(0)
+_ANSWER = frames.encode_pong(0)
 
 
 class Outbox:
@@ -45,21 +80,31 @@ class Outbox:
         # The PING to answer; a newer one replaces it, so that a peer which asks without
         # reading cannot make us hoard answers (SPEC 5.7).
         self._pong_due: int | None = None
+        # ... but for PING 0, which asks for an ACK only: it must not hide one that is waited for.
+        self._answer_due = False
         # Streams whose WINDOW is due, oldest first; the values mean nothing.
         self._windows_due: OrderedDict[Stream, None] = OrderedDict()
         # Streams that may send, next one first. Ordered dicts, because a reset stream
         # must leave from the middle without a search.
-        self._ring: OrderedDict[Stream, None] = OrderedDict()
+        self._interactive: OrderedDict[Stream, None] = OrderedDict()
+        self._bulk: OrderedDict[Stream, None] = OrderedDict()
+        # When the last message was made: what streams have spent fades with time.
+        self._now = 0.0
+        # Largest messages of one stream alone, and while several wait.
+        self._alone_bytes = MESSAGE_BYTES
+        self._shared_bytes = SHARED_MESSAGE_BYTES
         # OPEN frames of streams that have not had their first turn.
         self._unannounced: dict[Stream, bytes] = {}
 
     def __bool__(self) -> bool:
         """Whether anything can be sent now."""
         return bool(
-            self._ring
+            self._interactive
+            or self._bulk
             or self._control
             or self._windows_due
             or self._pong_due is not None
+            or self._answer_due
         )
 
     @property
@@ -74,7 +119,10 @@ class Outbox:
         self.wake()
 
     def pong(self, opaque: int) -> None:
-        self._pong_due = opaque
+        if opaque:
+            self._pong_due = opaque
+        else:
+            self._answer_due = True
         self.wake()
 
     def window_due(self, stream: Stream) -> None:
@@ -87,33 +135,49 @@ class Outbox:
         self.stream_ready(stream)
 
     def stream_ready(self, stream: Stream) -> None:
-        """Give a stream a place in the ring, if it has anything that may go."""
+        """Give a stream a place among the senders, if it has anything that may go."""
         if not stream.ready and self._may_send(stream):
-            stream.ready = True
-            self._ring[stream] = None
+            self._line_up(stream)
             self.wake()
 
     def forget(self, stream: Stream) -> bool:
         """Drop all that waits of a stream; False if the peer has never heard of it."""
         self._windows_due.pop(stream, None)
         if stream.ready:
-            stream.ready = False
-            self._ring.pop(stream, None)
+            self._leave(stream)
         return self._unannounced.pop(stream, None) is None
 
     def clear(self) -> None:
         self._control.clear()
         self._windows_due.clear()
-        self._ring.clear()
+        self._interactive.clear()
+        self._bulk.clear()
         self._unannounced.clear()
         self._pong_due = None
+        self._answer_due = False
 
     # Sending
 
     @property
     def has_urgent(self) -> bool:
         """Whether anything waits that must go out even while data may not."""
-        return bool(self._control or self._windows_due or self._pong_due is not None)
+        return bool(
+            self._control
+            or self._windows_due
+            or self._pong_due is not None
+            or self._answer_due
+        )
+
+    @property
+    def has_data(self) -> bool:
+        """Whether any stream has something that may go."""
+        return bool(self._interactive or self._bulk)
+
+    def fit(self, limit_bytes: int) -> None:
+        """Make messages that are small beside what may be under way."""
+        alone = max(limit_bytes // 8, LEAST_MESSAGE_BYTES)
+        self._alone_bytes = min(alone, MESSAGE_BYTES)
+        self._shared_bytes = min(alone, SHARED_MESSAGE_BYTES)
 
     def next_message(
         self,
@@ -121,30 +185,73 @@ class Outbox:
         round_trip_seconds: float,
         *,
         ack: int | None = None,
-        with_data: bool = True,
+        asks: bool = False,
+        data_bytes: int = MESSAGE_BYTES,
     ) -> bytes:
         """The next message, empty when nothing waits.
 
-        `ack` rides in front if anything goes out; without data, streams stay in the ring.
+        `ack` rides in front if anything goes out, and so does a PING that asks for the peer's.
+        Without `data_bytes` streams stay where they are.
         """
+        self._now = now
         parts: list[bytes | memoryview] = []
         if ack is not None:
             parts.append(frames.encode_ack(ack))
+        if asks:
+            parts.append(_ASK)
         room = self._take_windows(parts, now, round_trip_seconds)
         if self._pong_due is not None:
             parts.append(frames.encode_pong(self._pong_due))
             self._pong_due = None
+        if self._answer_due:
+            self._answer_due = False
+            parts.append(_ANSWER)
         while self._control and room > 0:
             frame = self._control.popleft()
             parts.append(frame)
             room -= len(frame)
-        ring = self._ring
-        while with_data and ring and room > 0:
-            stream, _ = ring.popitem(last=False)
-            stream.ready = False
-            turn = min(room, TURN_BYTES) if ring else room
-            room -= self._take_turn(stream, turn, parts)
+        if data_bytes > 0 and room > 0 and (self._interactive or self._bulk):
+            self._take_data(min(room, data_bytes), parts)
         return b"".join(parts)
+
+    def _take_data(self, room: int, parts: list[bytes | memoryview]) -> None:
+        """Put turns of streams, the interactive ones first."""
+        interactive, bulk = self._interactive, self._bulk
+        if len(bulk) + len(interactive) == 1:
+            # Alone. It may be interactive still, but its data need not wait for its name.
+            room = min(room, self._alone_bytes)
+            stream = next(iter(bulk or interactive))
+            self._leave(stream)
+            self._take_turn(stream, room, parts)
+            return
+        room = min(room, self._shared_bytes)
+        kept = room // BULK_SHARE if bulk else 0
+        while interactive and room > kept:
+            stream = next(iter(interactive))
+            self._leave(stream)
+            room -= self._take_turn(stream, min(room, TURN_BYTES), parts)
+        while bulk and room > 0:
+            room -= self._take_bulk_turn(next(iter(bulk)), room, parts)
+        while interactive and room > 0:
+            stream = next(iter(interactive))
+            self._leave(stream)
+            room -= self._take_turn(stream, min(room, TURN_BYTES), parts)
+
+    def _take_bulk_turn(
+        self, stream: Stream, room: int, parts: list[bytes | memoryview]
+    ) -> int:
+        """A turn in the bulk ring, or as much of it as the message has room for."""
+        left = stream.turn_left_bytes or TURN_BYTES
+        self._leave(stream)
+        used = self._take_turn(stream, min(room, left), parts)
+        left -= used
+        if not stream.ready:
+            # It needed less than a turn: it does not make others wait.
+            stream.spent_bytes = min(stream.spent_bytes, INTERACTIVE_BYTES // 2)
+        elif left > 0 and used >= room and stream in self._bulk:
+            stream.turn_left_bytes = left
+            self._bulk.move_to_end(stream, last=False)
+        return used
 
     def _take_windows(
         self, parts: list[bytes | memoryview], now: float, round_trip_seconds: float
@@ -179,15 +286,39 @@ class Outbox:
             )
             window.sent_offset += count
             used += count + DATA_HEADER.size
+            self._spend(stream, count)
         if stream.eof_queued and not stream.queue and stream.state in SENDING_STATES:
             parts.append(frames.encode_eof(stream.id, window.sent_offset))
             used += DATA_HEADER.size
             stream.move(Input.SEND_EOF)
         elif self._may_send(stream):
-            stream.ready = True
-            self._ring[stream] = None
+            self._line_up(stream)
         self._turn_taken(stream)
         return used
+
+    # Places
+
+    def _spend(self, stream: Stream, count: int) -> None:
+        faded = (self._now - stream.spent_at) * INTERACTIVE_BYTES_PER_SECOND
+        stream.spent_bytes = max(0, stream.spent_bytes - int(faded)) + count
+        stream.spent_at = self._now
+
+    def _line_up(self, stream: Stream) -> None:
+        stream.ready = True
+        if stream.spent_bytes > INTERACTIVE_BYTES:
+            self._spend(stream, 0)
+        if stream.spent_bytes > INTERACTIVE_BYTES:
+            self._bulk[stream] = None
+        else:
+            self._interactive[stream] = None
+
+    def _leave(self, stream: Stream) -> None:
+        stream.ready = False
+        stream.turn_left_bytes = 0
+        if stream in self._bulk:
+            del self._bulk[stream]
+        else:
+            self._interactive.pop(stream, None)
 
     def _may_send(self, stream: Stream) -> bool:
         if stream.queue:

@@ -21,6 +21,7 @@ from shared.errors import Code, InvalidState, PeerProtocolError, StreamReset
 from shared.mux.budget import WindowBudget
 from shared.mux.counters import Counters
 from shared.mux.handler import Role, SessionHandler
+from shared.mux.in_flight import InFlight
 from shared.mux.liveness import (
     DEAD_AFTER_SECONDS,
     PING_AFTER_SECONDS,
@@ -110,6 +111,8 @@ class Session:
         self._goodbye_is_heard = False
         # Messages under way, for sending them again on another connection.
         self.replay = Replay(self.budget)
+        # ... and how many bytes of them the path should hold.
+        self.in_flight = InFlight()
         # No connection carries the session: nothing goes out until `attach`.
         self.detached = False
         # Counts attachments: a connection that was begun for an earlier one is too late.
@@ -176,14 +179,17 @@ class Session:
             self._goodbye_is_due = False
             self._goodbye_number = self.liveness.ping(now)
             self._outbox.control(frames.encode_ping(self._goodbye_number))
-        message = self._outbox.next_message(
+        in_flight, outbox = self.in_flight, self._outbox
+        message = outbox.next_message(
             now,
             self.liveness.round_trip_seconds or 0.0,
             ack=replay.report(),
-            with_data=not replay.is_full,
+            asks=outbox.has_data and in_flight.asks(),
+            data_bytes=0 if replay.is_full else in_flight.room_bytes,
         )
         if message:  # the peer counts only what it gets
             replay.sent(message)
+            in_flight.sent(len(message), now, more=outbox.has_data)
             self.counters.sent_bytes += len(message)
         return message
 
@@ -198,7 +204,14 @@ class Session:
         replay = self.replay
         if replay.ack_is_due or replay.has_more_to_resend:
             return True
-        return self._outbox.has_urgent if replay.is_full else bool(self._outbox)
+        if replay.is_full or self.awaits_ack:
+            return self._outbox.has_urgent
+        return bool(self._outbox)
+
+    @property
+    def awaits_ack(self) -> bool:
+        """Whether the path holds as much as it should: data waits for the peer's ACK."""
+        return self.in_flight.bytes >= self.in_flight.limit_bytes
 
     def next_timer(self) -> float:
         """When `handle_timer` wants to be called."""
@@ -338,6 +351,8 @@ class Session:
         self._now = now
         self._outbox.wake = handler.output_ready
         self.liveness.start_over(now)
+        self.in_flight.start_over(self.replay.sent_count)
+        self._outbox.fit(self.in_flight.limit_bytes)
         self.detached = False
         self.epoch += 1
         self.counters.resumes += 1
@@ -422,17 +437,26 @@ class Session:
             self._outbox.pong(frames.parse_offset(payload))
         elif type_ == FrameType.PONG:
             number = frames.parse_offset(payload)
-            self.liveness.pong(number, self._now)
+            sample = self.liveness.pong(number, self._now)
+            if sample is not None:
+                self.in_flight.round_trip(sample, self._now)
             if self._goodbye_number is not None and number >= self._goodbye_number:
                 self._goodbye_is_heard = True
         elif type_ == FrameType.ACK:
-            self.replay.acknowledged(frames.parse_offset(payload))
+            self._receive_ack(frames.parse_offset(payload))
         elif type_ == FrameType.GOAWAY:
             notice = frames.parse_go_away(payload)
             self.peer_draining = True
             self.handler.going_away(notice)
         else:
             raise PeerProtocolError(f"frame type {type_} on stream 0")
+
+    def _receive_ack(self, count: int) -> None:
+        self.replay.acknowledged(count)
+        self.in_flight.acknowledged(count, self._now)
+        self._outbox.fit(self.in_flight.limit_bytes)
+        if self._outbox.has_data:
+            self.handler.output_ready()
 
     def _receive_open(self, stream_id: int, payload: bytes) -> None:
         if not self._table.may_be_opened(stream_id):

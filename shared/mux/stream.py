@@ -101,8 +101,11 @@ class Stream:
         "receive_window",
         "send_window",
         "session",
+        "spent_at",
+        "spent_bytes",
         "state",
         "target",
+        "turn_left_bytes",
     )
 
     def __init__(
@@ -129,8 +132,12 @@ class Stream:
         self.eof_queued = False
         # Whether the handler was asked to pause.
         self.paused = False
-        # Whether the stream stands in the session's ring of senders.
+        # The outbox's: whether the stream stands among the senders; what it has sent lately,
+        # as of when; what is left of a turn that a full message has cut short.
         self.ready = False
+        self.spent_bytes = 0
+        self.spent_at = 0.0
+        self.turn_left_bytes = 0
         # ACCEPT was received (of a stream that we opened) or sent (of another).
         self.accepted = False
         session.counters.stream_opened(stream_id)

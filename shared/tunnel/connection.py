@@ -14,6 +14,7 @@ Longer than our files are: beginning, going on and ending a connection share one
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 
 from websockets.client import ClientProtocol
@@ -26,28 +27,30 @@ from shared.mux.budget import WindowBudget
 from shared.mux.session import Role, Session
 from shared.mux.stream import Stream
 from shared.tunnel.owner import TunnelOwner
-from shared.tunnel.sockets import acknowledged_bytes, set_no_delay
+from shared.tunnel.progress import (
+    PROGRESS_EVERY_SECONDS,
+    WRITE_DEADLINE_SECONDS,
+    WriteProgress,
+)
+from shared.tunnel.sockets import limit_unsent_bytes, set_no_delay
 from shared.wire.frames import MAX_MESSAGE_BYTES, GoAway, encode_hello, printable
 from shared.wire.hello import Hello, read_hello
 
-__all__ = ["TunnelConnection", "TunnelOwner", "WebSocket", "acknowledged_bytes"]
+__all__ = ["TunnelConnection", "TunnelOwner", "WebSocket"]
 
 _log = logging.getLogger(__name__)
 
-# What may wait in the transport (user space) before we stop pulling. Two messages keep
-# the TLS layer busy; all more would only be a queue that nothing can overtake.
-WRITE_HIGH_BYTES = 256 * 1024
-WRITE_LOW_BYTES = 64 * 1024
+# What may wait in the TLS transport (user space) before we stop pulling. It has work while the
+# kernel has; all more would only be a queue that nothing can overtake.
+WRITE_HIGH_BYTES = 64 * 1024
+WRITE_LOW_BYTES = 16 * 1024
 
-# A transport that was full and has not moved a byte for this long belongs to a dead
-# peer, whatever still arrives from it (SPEC 8: a deadline on every write).
-WRITE_DEADLINE_SECONDS = 4.5
+# What may lie in the kernel and not be sent yet, for the same reason: a message of the largest
+# size, so that it has work while we make the next one. (What is on its way is not in it.)
+UNSENT_BYTES = 128 * 1024
 
 # A peer that sends HELLO later than this after the upgrade is not one.
 HELLO_DEADLINE_SECONDS = 4.5
-
-# How often a full transport is looked at for progress.
-_PROGRESS_EVERY_SECONDS = 0.5
 
 # A timer that comes this much too late means that this process stood still (a stopped
 # container, a sleeping laptop): then the silence is our own and says nothing of the peer.
@@ -55,6 +58,9 @@ _LATE_SECONDS = 1.0
 
 # RFC 6455, 5.5: a close frame carries 125 bytes, two of them the code.
 _MAX_CLOSE_REASON_BYTES = 123
+
+# Not the loop's clock: uvloop's has steps of 1 ms, longer than the round trips of a LAN.
+_clock = time.monotonic
 
 # Timers are checked no more often than this, so that a due time in the past cannot spin.
 _MIN_TIMER_SECONDS = 0.02
@@ -98,11 +104,8 @@ class TunnelConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         # The transport's buffer is full: nothing is pulled from the session.
         self._blocked = False
-        # While blocked: when the transport last moved a byte, what it held then, and how
-        # much the far end of the TCP connection had acknowledged.
-        self._moved_at = 0.0
-        self._held_bytes = 0
-        self._acked_bytes = 0
+        # Looks after what waits for the peer to take something.
+        self._progress = WriteProgress()
         # A flush is already due in this turn of the loop.
         self._flush_due = False
         # The beginning of a message that a proxy on the way has fragmented.
@@ -110,9 +113,11 @@ class TunnelConnection(asyncio.Protocol):
         # Looks after the session until the end begins, then enforces the end. Set by
         # start, cancelled when the connection is lost.
         self._timer: asyncio.TimerHandle | None = None
+        # When it is due, by our clock.
+        self._timer_due = 0.0
         # The peer's HELLO; a ConnectionError when the connection ends before it.
         self.ready: asyncio.Future[Hello] = self._loop.create_future()
-        self._started_at = self._loop.time()
+        self._started_at = _clock()
         # Why the connection ends, once that is known.
         self._reason: str | None = None
         # The transport is told to close; only its connection_lost is still to come.
@@ -137,6 +142,7 @@ class TunnelConnection(asyncio.Protocol):
         self._transport = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES, low=WRITE_LOW_BYTES)
         set_no_delay(transport)
+        limit_unsent_bytes(transport, UNSENT_BYTES)
         transport.set_protocol(self)
         if transport.is_closing():
             # It broke before it was ours; nobody will call connection_lost any more.
@@ -148,7 +154,7 @@ class TunnelConnection(asyncio.Protocol):
         else:
             self._flush()
         # Frames that came in the same segment as the end of the handshake.
-        self._receive_events(self._loop.time())
+        self._receive_events(_clock())
 
     @property
     def closed(self) -> bool:
@@ -188,13 +194,13 @@ class TunnelConnection(asyncio.Protocol):
     # asyncio.Protocol
 
     def data_received(self, data: bytes) -> None:
-        now = self._loop.time()
+        now = _clock()
         self.session.liveness.received(now)
         self._websocket.receive_data(data)
         self._receive_events(now)
         # An answered PING makes the next one due before we would have given up on this one.
         due = max(self.session.next_timer(), now + _MIN_TIMER_SECONDS)
-        if self._timer is not None and due < self._timer.when():
+        if self._timer is not None and due < self._timer_due:
             self._arm_timer()
 
     def eof_received(self) -> bool:
@@ -203,10 +209,7 @@ class TunnelConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._blocked = True
-        self._note_progress(self._loop.time())
-        if self._timer is not None and not self._ending:
-            if self._timer.when() > self._moved_at + _PROGRESS_EVERY_SECONDS:
-                self._arm_timer()
+        self._watch_progress(_clock())
 
     def resume_writing(self) -> None:
         self._blocked = False
@@ -252,7 +255,7 @@ class TunnelConnection(asyncio.Protocol):
         self._keeps_sessions = False
         session.detach()
         # What still arrives here is not the session's any more.
-        self.session = Session(self._role, self._hello, self, self._loop.time())
+        self.session = Session(self._role, self._hello, self, _clock())
         self.session.close(Code.REPLACED, reason)
         self.abort(reason)
         return session
@@ -353,10 +356,13 @@ class TunnelConnection(asyncio.Protocol):
             self._send_message()
 
     def _send_message(self) -> None:
-        message = self.session.data_to_send(self._loop.time())
+        now = _clock()
+        message = self.session.data_to_send(now)
         if message and self._websocket.state is State.OPEN:
             self._websocket.send_binary(message)
             self._write_websocket()
+            if self.session.awaits_ack and not self._progress.is_watching:
+                self._watch_progress(now)
 
     def _write_websocket(self) -> None:
         if self._transport is not None:
@@ -443,22 +449,23 @@ class TunnelConnection(asyncio.Protocol):
             return
         if self._timer is not None:
             self._timer.cancel()
-        now = self._loop.time()
+        now = _clock()
         due = self.session.next_timer()
         if not self._greeted:
             due = min(due, self._started_at + HELLO_DEADLINE_SECONDS)
-        if self._blocked:
-            due = min(due, now + _PROGRESS_EVERY_SECONDS)
+        if self._progress.is_watching:
+            due = min(due, now + PROGRESS_EVERY_SECONDS)
         due = max(due, now + _MIN_TIMER_SECONDS)
-        self._timer = self._loop.call_at(due, self._handle_timer, due)
+        self._timer_due = due
+        self._timer = self._loop.call_later(due - now, self._handle_timer, due)
 
     def _handle_timer(self, due: float) -> None:
         if self._transport is None:
             return
-        now = self._loop.time()
+        now = _clock()
         if now - due > _LATE_SECONDS:
             self.session.liveness.forgive(now)
-            self._moved_at = now
+            self._progress.moved_at = now
         if not self.session.handle_timer(now):
             self.abort("the peer went silent: nothing arrived for several seconds")
         elif self._write_is_stuck(now):
@@ -468,18 +475,18 @@ class TunnelConnection(asyncio.Protocol):
         else:
             self._arm_timer()
 
-    def _write_is_stuck(self, now: float) -> bool:
-        if not self._blocked or self._transport is None:
-            return False
-        held, acked, moved_at = self._held_bytes, self._acked_bytes, self._moved_at
-        self._note_progress(now)
-        if self._held_bytes < held or self._acked_bytes > acked:
-            return False
-        self._moved_at = moved_at
-        return now - moved_at >= WRITE_DEADLINE_SECONDS
+    def _watch_progress(self, now: float) -> None:
+        if self._transport is None or self._progress.is_watching:
+            return
+        self._progress.begin(self._transport, self.session, now)
+        if self._timer is not None and not self._ending:
+            if self._timer_due > now + PROGRESS_EVERY_SECONDS:
+                self._arm_timer()
 
-    def _note_progress(self, now: float) -> None:
-        if self._transport is not None:
-            self._moved_at = now
-            self._held_bytes = self._transport.get_write_buffer_size()
-            self._acked_bytes = acknowledged_bytes(self._transport)
+    def _write_is_stuck(self, now: float) -> bool:
+        if self._transport is None or not self._progress.is_watching:
+            return False
+        if not self._blocked and not self.session.awaits_ack:
+            self._progress.end()
+            return False
+        return self._progress.is_stuck(self._transport, self.session, now)

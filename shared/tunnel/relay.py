@@ -20,13 +20,17 @@ from typing import cast
 
 from shared.errors import Code, StreamReset
 from shared.streams import ByteStream
-from shared.tunnel.sockets import set_no_delay
+from shared.tunnel.sockets import limit_unsent_bytes, set_no_delay
 
 __all__ = ["SocketEnd", "StreamEnd", "relay_pair"]
 
 # What may wait in the local socket's transport before the peer gets no more credit:
 # one large read of the far end.
 WRITE_HIGH_BYTES = 256 * 1024
+
+# What may lie in the kernel and not be sent yet, for a reader that does not read: a thousand of
+# them would cost gigabytes at the kernel's own choice.
+UNSENT_BYTES = 64 * 1024
 
 # l_onoff=1, l_linger=0: close() sends RST and throws away what is unsent.
 _LINGER_RESET = struct.pack("ii", 1, 0)
@@ -143,6 +147,7 @@ class SocketEnd(asyncio.Protocol):
         transport = cast(asyncio.Transport, transport)
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
         set_no_delay(transport)
+        limit_unsent_bytes(transport, UNSENT_BYTES)
         self._end.connected(transport)
 
     def data_received(self, data: bytes) -> None:

@@ -257,6 +257,7 @@ def test_a_small_stream_overtakes_bulk_by_all_but_one_turn_each() -> None:
     small, small_far = opened(pair)
     for near in bulk:
         near.stream.write(bytes(200_000))
+    pair.server.session.in_flight.limit_bytes = 2**30  # nobody acknowledges in here
     pair.pull(pair.server, max_messages=2)  # bulk is under way
     pair.server.outgoing.clear()  # what went before does not count
     small.stream.write(b"hello")
@@ -289,6 +290,7 @@ def test_messages_stay_near_their_size(streams: int) -> None:
     for _ in range(streams):
         near = pair.server.open("tcp/" + "x" * 500)
         near.stream.write(bytes(100_000))
+    pair.server.session.in_flight.limit_bytes = 2**30  # nobody acknowledges in here
     while message := pair.server.session.data_to_send(pair.now):
         assert len(message) <= MESSAGE_BYTES + 1024
 
@@ -501,10 +503,48 @@ def test_pings_keep_an_idle_session_alive() -> None:
 
 def test_only_the_newest_ping_is_answered_when_nobody_reads() -> None:
     pair = SessionPair()
-    for number in range(1000):
+    for number in range(1, 1001):
         pair.feed(pair.server, frames.encode_ping(number))
     message = pair.server.session.data_to_send(pair.now)
-    assert message == frames.encode_ack(1000) + frames.encode_pong(999)
+    assert message == frames.encode_ack(1000) + frames.encode_pong(1000)
+
+
+def test_an_ack_that_is_asked_for_comes_at_once() -> None:
+    pair = SessionPair()
+    near, _ = opened(pair)
+    in_flight = pair.server.session.in_flight
+    in_flight.limit_bytes = 64 * 1024
+    pair.server.session._outbox.fit(in_flight.limit_bytes)
+    near.stream.send_window.limit_offset = 2**30
+    near.stream.write(bytes(60_000))
+    pair.pull(pair.server)
+    assert in_flight.bytes > 60_000
+    while pair.deliver(pair.server):
+        pair.pull(pair.agent)
+    while pair.deliver(pair.agent):
+        pass
+    assert in_flight.bytes < 16_400
+
+
+def test_a_full_path_is_filled_again_by_the_ack() -> None:
+    pair = SessionPair()
+    near, far = opened(pair)
+    pair.agent.session.streams[near.stream.id].receive_window.limit_offset = 2**30
+    near.stream.send_window.limit_offset = 2**30
+    near.stream.write(bytes(3_000_000))
+    pair.pull(pair.server)
+    assert pair.server.session.awaits_ack and not pair.server.session.wants_to_send
+    pair.server.session.go_away(Code.GOING_AWAY, "urgent all the same")
+    assert pair.server.session.wants_to_send
+    wakes = pair.server.wakes
+    pair.pull(pair.server)
+    while pair.deliver(pair.server):
+        pass
+    pair.pull(pair.agent)
+    pair.deliver(pair.agent)
+    assert pair.server.wakes > wakes, "the ACK wakes who waits for it"
+    pair.settle()
+    assert len(far.received) == 3_000_000
 
 
 def test_a_peer_that_asks_without_reading_answers_is_cut_off(

@@ -287,6 +287,7 @@ def test_beyond_the_mark_data_waits_while_control_and_acks_flow() -> None:
     near, far = opened(pair)
     for end in (pair.agent, pair.server):
         end.session.replay.max_kept_bytes = 1024 * 1024
+        end.session.in_flight.limit_bytes = 2**30
     for stream in (near.stream, far.stream):
         stream.send_window.limit_offset = 2**31
         stream.write(bytes(4 * 1024 * 1024))
