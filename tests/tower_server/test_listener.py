@@ -23,6 +23,7 @@ from certs.contexts import unverified
 from certs.keys import parse_private_key
 from shared.errors import Code
 from shared.tunnel.tasks import TaskSet
+from shared.version import VERSION
 from tests.fakes.host_side import AgentSide, HostSide, Sink, until
 from tests.fakes.tunnel_pair import LOOPBACK, Owner, both_loops
 from tower_agent.credentials import Credentials
@@ -125,7 +126,10 @@ async def test_an_agent_is_let_in_and_its_loss_is_noticed() -> None:
     async with HostSide() as host:
         agent = await host.connected_agent()
         (session,) = host.registry.sessions()
-        assert (session.cluster, session.software) == ("alpha", "tower-agent/0.1.0")
+        assert (session.cluster, session.software) == (
+            "alpha",
+            f"tower-agent/{VERSION}",
+        )
         assert (
             session.identity.serial
             == parse_certificates(agent.credentials.certificate_pem)[0].serial_number
