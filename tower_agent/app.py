@@ -24,8 +24,10 @@ from shared.http.apiserver import ApiServer, BadKubeconfig, from_kubeconfig, in_
 from shared.http.identity import Policy
 from shared.http.upstream import UpstreamPool
 from shared.member.client import MemberClient
+from shared.member.expiry import credential_expires_at
 from shared.member.preflight import MemberFacts, PreflightFailed, check_member
 from shared.member.questions import MemberRequest
+from shared.member.report import MemberProbe
 from shared.member.sealed import SealedFace
 from shared.metrics import Metric
 from shared.mux.budget import WindowBudget
@@ -245,7 +247,15 @@ class _Agent:
         self._counters = Counters()
         # Memory for windows, of all tunnels together.
         self._budget = WindowBudget(settings.window_memory_bytes)
-        self._reporter = Reporter(credentials, request)
+        self._reporter = Reporter(
+            credentials,
+            MemberProbe(
+                request,
+                speaker=pool.apiserver.speaker,
+                expires_at=lambda: credential_expires_at(pool.apiserver),
+                clock=time.monotonic,
+            ),
+        )
         self._link = Link(self._dial, self._connected, random.SystemRandom())
         policy = Policy(users=settings.allow_users, groups=settings.allow_groups)
         self._sealed = SealedFace(

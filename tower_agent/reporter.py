@@ -13,8 +13,7 @@ import ssl
 from certs.contexts import INNER_PROTOCOL, inner_client, peer_certificate
 from certs.names import ServerRole, require_role
 from shared.errors import StreamReset
-from shared.member.questions import MemberRequest
-from shared.member.report import MemberReport, ask_member
+from shared.member.report import MemberProbe, MemberReport
 from shared.streams import ByteStream, StreamHandler
 from shared.tunnel.connection import TunnelConnection
 from shared.tunnel.tls import TlsEnd
@@ -39,12 +38,12 @@ LAST_REOPEN_SECONDS = 60.0
 class Reporter:
     """Asks the apiserver, and reports over whichever tunnel is current."""
 
-    def __init__(self, credentials: Credentials, request: MemberRequest) -> None:
+    def __init__(self, credentials: Credentials, probe: MemberProbe) -> None:
         self._zone = credentials.zone
         self._context = inner_client(
             credentials.certificate_pem, credentials.key_pem, credentials.ca_pem
         )
-        self._request = request
+        self._probe = probe
         # The newest tunnel; None before the first.
         self._tunnel: TunnelConnection | None = None
         # The newest control stream, from its opening to its end.
@@ -73,7 +72,7 @@ class Reporter:
         """Ask and report until cancelled."""
         try:
             while True:
-                report = await ask_member(self._request, self._report)
+                report = await self._probe.ask()
                 if report != self._report:
                     self._report = report
                     self._send()

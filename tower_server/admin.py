@@ -149,7 +149,14 @@ class AdminApi:
                 "version": VERSION,
                 "started_at": rfc3339(self._started_at),
                 "skew": dataclasses.asdict(skew),
-                "warnings": skew.sentences(),
+                "warnings": [
+                    *skew.sentences(),
+                    *(
+                        f"{document['name']}: {warning}"
+                        for document in documents
+                        for warning in document["warnings"]
+                    ),
+                ],
                 "public_address": str(self._public_address),
                 "zone": self._authority.zone,
                 "ca_pin": self._authority.pin,
@@ -342,6 +349,7 @@ class AdminApi:
                 server_started_at=self._started_at,
                 zone=self._authority.zone,
                 public_address=self._public_address,
+                now=now,
             )
             for name, record in sorted(known.items())
         ]

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from certs.names import ClusterName, host_name
-from shared.durations import rfc3339
+from shared.durations import format_duration, rfc3339
 from shared.member.report import MemberReport
 from shared.mux.readings import TunnelReading
 from shared.settings import HostPort
@@ -20,9 +20,11 @@ from tower_server.tokens import TokenState, state_of
 
 __all__ = [
     "cluster_document",
+    "connection_of",
     "token_document",
     "traffic_document",
     "waiting_clusters",
+    "warnings_of",
 ]
 
 
@@ -47,6 +49,7 @@ def cluster_document(
     server_started_at: datetime,
     zone: str,
     public_address: HostPort,
+    now: datetime,
 ) -> dict[str, Any]:
     """A cluster that has joined (`record`), or one that a token waits for (None)."""
     state: str = status.state if status and record else "never"
@@ -60,12 +63,16 @@ def cluster_document(
         "name": name,
         "state": state,
         "joined": record is not None,
+        "connection": None if record is None else connection_of(record),
         "since": _optional(since),
         "rtt_seconds": _rounded(status.rtt_seconds if status else None),
         "agent_version": (status.agent_version if status else None)
         or (record.agent_version if record else None),
         "apiserver_version": report.apiserver_version,
         "apiserver_error": report.apiserver_error,
+        "node_count": report.node_count,
+        "credential_expires_at": _optional(report.credential_expires_at),
+        "warnings": warnings_of(record, report, now) if record else [],
         "open_streams": status.open_streams if status else 0,
         "sessions": status.sessions if status else 0,
         "joined_at": _optional(record.joined_at if record else None),
@@ -73,6 +80,31 @@ def cluster_document(
         "url": cluster_url(public_address, name),
         "tls_server_name": host_name(name, zone),
     }
+
+
+def connection_of(record: ClusterRecord) -> str:
+    """How a member is reached, in the word of the resource `Cluster`."""
+    return "direct" if record.is_direct else "proxy"
+
+
+def warnings_of(
+    record: ClusterRecord, report: MemberReport, now: datetime
+) -> list[str]:
+    """What somebody should see to before it hurts, a sentence each."""
+    ends = report.credential_expires_at
+    if ends is None or not report.expires_soon(now):
+        return []
+    when = (
+        f"expires in {format_duration(ends - now)}"
+        if ends > now
+        else f"expired {format_duration(now - ends)} ago"
+    )
+    if record.is_direct:
+        return [
+            f"The credential in its kubeconfig {when}: give a new one with "
+            f"`tower cluster set-kubeconfig {record.name}`."
+        ]
+    return [f"The credential in its agent's kubeconfig {when}: renew it in the member."]
 
 
 def traffic_document(status: ClusterStatus, reading: TunnelReading) -> dict[str, Any]:

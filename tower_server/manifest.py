@@ -118,6 +118,8 @@ class MemberManifest:
                 _impersonate("users", self.allow_users),
                 _impersonate("groups", self.allow_groups),
                 _rule("authorization.k8s.io", reviews, ["create"]),
+                # How many there are, for the host's list of clusters.
+                _rule("", ["nodes"], ["list"]),
                 # Its UID tells this member from every other.
                 _rule("", ["namespaces"], ["get"], names=["kube-system"]),
             ]

@@ -62,7 +62,7 @@ def clusters_table(clusters: Sequence[Document], now: datetime) -> Table:
             cluster["state"],
             _age(cluster["since"], now),
             _milliseconds(cluster["rtt_seconds"]),
-            cluster["agent_version"],
+            cluster["agent_version"] or _none_if_direct(cluster),
             "unreachable"
             if cluster["apiserver_error"]
             else cluster["apiserver_version"],
@@ -119,9 +119,13 @@ def cluster_details(cluster: Document, now: datetime) -> Table:
         ("Round trip", _milliseconds(cluster["rtt_seconds"])),
         ("Open streams", str(cluster["open_streams"])),
         ("Sessions", str(cluster["sessions"])),
+        ("Connection", cluster["connection"]),
         ("Agent", cluster["agent_version"]),
         ("Apiserver", cluster["apiserver_version"]),
         ("Apiserver error", cluster["apiserver_error"]),
+        ("Nodes", _count(cluster["node_count"])),
+        ("Credential ends", cluster["credential_expires_at"]),
+        *(("Look at", warning) for warning in cluster["warnings"]),
         ("Joined", _moment(cluster["joined_at"], now)),
         ("Member UID", cluster["member_uid"]),
         ("URL", cluster["url"]),
@@ -186,6 +190,14 @@ def _details(*fields: tuple[str, str | None]) -> Table:
 
 def _cell(text: str) -> Text:
     return Text(text, style=_STYLES.get(text, ""))
+
+
+def _none_if_direct(cluster: Document) -> str | None:
+    return "(direct)" if cluster["connection"] == "direct" else None
+
+
+def _count(number: int | None) -> str | None:
+    return None if number is None else str(number)
 
 
 def _shortened(text: str) -> str:

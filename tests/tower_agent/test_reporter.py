@@ -17,9 +17,10 @@ import pytest
 
 from certs.contexts import inner_server
 from shared.errors import Code, StreamReset
+from shared.http.status import AGENT
 from shared.member import report as report_module
-from shared.member.questions import MemberAnswer
-from shared.member.report import ASK_TIMEOUT_SECONDS, MemberReport
+from shared.member.questions import MemberAnswer, MemberRequest
+from shared.member.report import ASK_TIMEOUT_SECONDS, MemberProbe, MemberReport
 from shared.mux.stream import Stream
 from shared.streams import ByteStream
 from shared.tunnel.tls import TlsEnd
@@ -81,6 +82,11 @@ class Server:
         return ControlEnd(self.session, plain)
 
 
+def probe(request: MemberRequest) -> MemberProbe:
+    loop = asyncio.get_running_loop()
+    return MemberProbe(request, speaker=AGENT, expires_at=lambda: None, clock=loop.time)
+
+
 class Member:
     """An apiserver's answer to /version, changed by the test."""
 
@@ -89,6 +95,8 @@ class Member:
         self.asked = 0
 
     async def request(self, method: str, path: str, **_: object) -> MemberAnswer:
+        if path.startswith("/api/v1/nodes"):
+            return MemberAnswer(status=403, body={})
         assert (method, path) == ("GET", "/version")
         self.asked += 1
         if self.answer is None:
@@ -117,7 +125,7 @@ async def reporting(
 ) -> AsyncIterator[tuple[TunnelPair, Reporter]]:
     async with TunnelPair() as pair:
         pair.server_owner.on_stream = server.open
-        reporter = Reporter(credentials(1), member.request)
+        reporter = Reporter(credentials(1), probe(member.request))
         running = asyncio.ensure_future(reporter.run())
         try:
             if connected:

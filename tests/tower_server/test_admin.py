@@ -4,6 +4,7 @@ import http.client
 import json
 import logging
 import socket
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from cryptography import x509
 
 from certs.joining import JoinString, verifier_of
 from certs.names import ClusterName, user_identity
+from shared.durations import rfc3339
 from shared.errors import Code
 from shared.mux.counters import Counters
 from shared.mux.readings import TunnelReading
@@ -270,6 +272,25 @@ def test_a_connected_cluster_shows_what_its_agent_reported(
     assert cluster["open_streams"] == 3
     assert cluster["member_uid"] == "uid-of-alpha"
     assert cluster["url"] == "https://tower.example.com:8443/clusters/alpha"
+
+
+def test_a_credential_that_ends_within_seven_days_is_a_warning(
+    server: AdminServer, admin: AdminClient
+) -> None:
+    join(server, admin, "alpha")
+    for days, words in ((7, None), (6, "expires in 6d"), (-1, "expired 1d ago")):
+        ends = server.now + timedelta(days=days)
+        server.registry.connected("alpha", node_count=3, credential_expires_at=ends)
+        cluster = admin.get("clusters", "alpha")
+        assert (cluster["connection"], cluster["node_count"]) == ("proxy", 3)
+        assert cluster["credential_expires_at"] == rfc3339(ends)
+        # The server repeats them, among others.
+        said = admin.get("status")["warnings"]
+        assert {f"alpha: {w}" for w in cluster["warnings"]} <= set(said)
+        assert len(cluster["warnings"]) == (words is not None)
+        if words is not None:
+            (warning,) = cluster["warnings"]
+            assert words in warning and "renew it in the member" in warning
 
 
 def test_a_joined_cluster_that_was_not_seen_since_the_start_is_away_since_the_start(
