@@ -4,11 +4,11 @@ The parts, from the bottom up:
 
     names       cluster and zone names, roles and their URIs, what a user certificate says
     keys        P-256 keys, the pin of a public key, private files
+    contexts    every ssl.SSLContext of the program, built from bytes in memory; who the peer is
     chains      PEM, "our CA signed this", "this is valid now"
     signatures  a signed statement that carries its signer's certificate (JWS with x5c)
     profiles    which extensions our certificates have
     authority   the CA: makes itself once, issues agent, server and user certificates
-    contexts    every ssl.SSLContext of the program, built from bytes in memory
     assertion   how a joined agent proves itself when the outer TLS ends at a stranger
     tokens      join tokens and the join string
     nonces      what makes a join request young, without memory

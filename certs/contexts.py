@@ -12,9 +12,12 @@ import ssl
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Literal
 
 from cryptography import x509
+
+from certs.names import UserIdentity, user_identity
 
 __all__ = [
     "HTTP_PROTOCOL",
@@ -26,6 +29,7 @@ __all__ = [
     "outer_client",
     "own_https",
     "peer_certificate",
+    "peer_user",
     "sealed_client",
     "sealed_server",
     "unverified",
@@ -36,6 +40,10 @@ HTTP_PROTOCOL = "http/1.1"
 # What runs inside a tunnel between agent and server. A name of its own keeps a connection
 # that was led astray from being taken for HTTP, or HTTP for it.
 INNER_PROTOCOL = "tower-inner/1"
+
+# User certificates that are known by their bytes: a KiB or two each, at most 9 KiB. Only
+# certificates that our CA signed get here.
+MAX_KNOWN_USERS = 256
 
 # Whom an agent trusts for the outer TLS: the pinned Tower CA, the public roots, or a file's CA.
 OuterMode = Literal["tower", "system", "custom"]
@@ -203,10 +211,33 @@ def peer_certificate(
     """
     if protocol is not None and connection.selected_alpn_protocol() != protocol:
         raise ValueError(f"the peer does not speak {protocol}")
+    return x509.load_der_x509_certificate(_peer_der(connection))
+
+
+def peer_user(connection: ssl.SSLObject | ssl.SSLSocket, zone: str) -> UserIdentity:
+    """`names.user_identity` of the certificate that the peer proved to hold.
+
+    Control planes come again and again with the same one, which is then not read again:
+    what its bytes say stays the same. What changes, its end and whether it is denied,
+    the caller checks as ever.
+
+    Raises:
+        RoleError: If it is no user certificate of this zone.
+        ValueError: If the peer showed none.
+    """
+    return _user_in(_peer_der(connection), zone)
+
+
+@lru_cache(MAX_KNOWN_USERS)
+def _user_in(der: bytes, zone: str) -> UserIdentity:
+    return user_identity(x509.load_der_x509_certificate(der), zone)
+
+
+def _peer_der(connection: ssl.SSLObject | ssl.SSLSocket) -> bytes:
     der = connection.getpeercert(binary_form=True)
     if not der:
         raise ValueError("the peer showed no certificate")
-    return x509.load_der_x509_certificate(der)
+    return der
 
 
 # -- Parts ---------------------------------------------------------------------------------

@@ -15,7 +15,11 @@ from shared.http.translation import Translator, refuse_all
 from shared.http.upstream import UpstreamPool
 from shared.streams import ByteStream, StreamHandler
 
-__all__ = ["Identify", "RequestService"]
+__all__ = ["MAX_KNOWN_CALLERS", "Identify", "RequestService"]
+
+# Certificates in use at one cluster: control planes and people, not requests. What is
+# kept of a caller is some KiB (see Translator).
+MAX_KNOWN_CALLERS = 256
 
 Identify = Callable[[ssl.SSLObject], Caller]
 
@@ -47,6 +51,9 @@ class RequestService:
         # For people who look; relays count into it.
         self.answers = AnswerCounts()
         self._reviews = ImpersonationReviews(pool, loop=loop)
+        # What is known of the callers that came lately, for all their connections. The
+        # first one in is the first one out.
+        self._translators: dict[Caller, Translator] = {}
         # Every relay whose stream is not over, and who translates for it (None: refuses all).
         self._relays: dict[RequestRelay, Translator | None] = {}
 
@@ -56,7 +63,7 @@ class RequestService:
 
     def serve(self, stream: ByteStream, caller: Caller) -> RequestRelay:
         """The handler of a plaintext stream whose caller has been authenticated."""
-        translator = Translator(caller, self.policy, self.pool.apiserver)
+        translator = self._translator(caller)
         relay = RequestRelay(
             stream,
             translate=translator,
@@ -96,9 +103,19 @@ class RequestService:
 
         return on_handshake
 
+    def _translator(self, caller: Caller) -> Translator:
+        known = self._translators.get(caller)
+        if known is None:
+            known = Translator(caller, self.policy, self.pool.apiserver)
+            if len(self._translators) >= MAX_KNOWN_CALLERS:
+                del self._translators[next(iter(self._translators))]
+            self._translators[caller] = known
+        return known
+
     def renew(self, apiserver: ApiServer) -> None:
         """The apiserver has another address or credential; no connection of a client ends."""
         self.pool.renew(apiserver)
+        self._translators.clear()
         for translator in self._relays.values():
             if translator is not None:
                 translator.use(apiserver)

@@ -8,8 +8,8 @@ CA that is good for this cluster, and with nothing else.
 import asyncio
 import ssl
 
-from certs.contexts import peer_certificate
-from certs.names import ClusterName, user_identity
+from certs.contexts import peer_user
+from certs.names import ClusterName, RoleError
 from shared.errors import Code
 from shared.http.identity import Caller, Policy
 from shared.http.relay import AnswerCounts
@@ -85,10 +85,9 @@ class SealedFace:
                 is ours but no user's, or not for this cluster.
             ValueError: If there is no certificate at all.
         """
-        certificate = peer_certificate(connection)
         try:
-            identity = user_identity(certificate, self._zone)
-        except ValueError as error:
+            identity = peer_user(connection, self._zone)
+        except RoleError as error:
             raise Refusal(code=401, message=str(error)) from None
         if not identity.may_use(self._cluster):
             raise Refusal(

@@ -31,6 +31,7 @@ from certs.contexts import (
     outer_client,
     own_https,
     peer_certificate,
+    peer_user,
     sealed_client,
     sealed_server,
     unverified,
@@ -106,6 +107,34 @@ def test_a_user_reaches_the_agent_and_is_known_there(zone: Zone) -> None:
     assert pair.server.selected_alpn_protocol() == HTTP_PROTOCOL
     identity = user_identity(peer_certificate(pair.server), ZONE)
     assert identity.user == "tower:admin"
+
+
+def test_a_user_who_comes_again_is_who_his_certificate_says(zone: Zone) -> None:
+    first, second = zone.user(groups=("a",)), zone.user(groups=("b",))
+    for holder in (first, second, first, second):
+        pair = connect(sealed(zone), user_of(zone, holder))
+        identity = peer_user(pair.server, ZONE)
+        assert identity == user_identity(holder.certificate, ZONE)
+
+
+def test_a_known_certificate_is_refused_where_it_was_refused_before(zone: Zone) -> None:
+    user = connect(sealed(zone), user_of(zone)).server
+    agent = connect(sealed(zone), user_of(zone, zone.agent())).server
+    for _ in range(2):
+        assert peer_user(user, ZONE).user == "tower:admin"
+        with pytest.raises(RoleError, match="this is zone other.zone"):
+            peer_user(user, "other.zone")
+        with pytest.raises(RoleError, match="a user certificate is needed"):
+            peer_user(agent, ZONE)
+
+
+def test_no_certificate_is_nobodys(zone: Zone) -> None:
+    server = sealed(zone)
+    server.verify_mode = ssl.CERT_NONE
+    pair = connect(server, user_of(zone))
+    with pytest.raises(ValueError, match="showed no certificate") as caught:
+        peer_user(pair.server, ZONE)
+    assert not isinstance(caught.value, RoleError)
 
 
 def test_who_shows_no_certificate_is_refused(zone: Zone) -> None:

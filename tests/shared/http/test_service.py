@@ -14,7 +14,7 @@ from shared.errors import Code
 from shared.http.apiserver import ApiServer, Credential
 from shared.http.identity import Caller, Policy
 from shared.http.relay import Limits
-from shared.http.service import RequestService
+from shared.http.service import MAX_KNOWN_CALLERS, RequestService
 from shared.http.status import Refusal
 from shared.http.upstream import UpstreamPool
 from shared.tunnel.tls import TlsEnd
@@ -32,6 +32,7 @@ from tests.fakes.upstream import (
 SERVER_TLS, CLIENT_TLS = loopback_tls()
 
 
+A_DAY = timedelta(days=1)
 GET = b"GET /clusters/alpha/api HTTP/1.1\r\nHost: h\r\n\r\n"
 
 
@@ -293,3 +294,37 @@ async def test_a_renewed_credential_is_used_on_connections_that_are_open() -> No
             await reader.readuntil(b"\r\n\r\n")
             head = await reader.readuntil(b"\r\n\r\n")
             assert b"Authorization: Bearer %b\r\n" % token.encode() in head
+
+
+async def test_connections_of_one_caller_share_what_is_known_and_no_others_do() -> None:
+    """The same fields from different callers: each request runs as its own caller."""
+    callers = [make_caller(groups=("tower:cluster-admins",) * n) for n in range(3)]
+    coming = iter([*callers, *callers])
+
+    def identify(ssl_object: ssl.SSLObject) -> Caller:
+        caller = next(coming)
+        return dataclasses.replace(
+            caller, not_after=datetime.now(UTC).replace(microsecond=0) + A_DAY
+        )
+
+    async with sealed_face(echo_heads, identify) as face:
+        for groups in (0, 1, 2, 0, 1, 2):
+            async with face.connect() as (reader, writer):
+                for _ in range(2):
+                    writer.write(GET)
+                    await reader.readuntil(b"\r\n\r\n")
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    assert head.count(b"Impersonate-Group: ") == groups
+
+
+async def test_a_bounded_number_of_callers_is_known() -> None:
+    async with sealed_face(echo_heads) as face:
+        service = face.service
+        for serial in range(MAX_KNOWN_CALLERS + 5):
+            service._translator(make_caller(serial=serial))
+        assert len(service._translators) == MAX_KNOWN_CALLERS
+        assert make_caller(serial=0) not in service._translators
+        last = make_caller(serial=MAX_KNOWN_CALLERS + 4)
+        assert service._translator(last) is service._translator(last)
+        service.renew(dataclasses.replace(service.pool.apiserver, host="127.0.0.2"))
+        assert b"Host: 127.0.0.2:" in service._translator(last)(GET).first_bytes
