@@ -1,9 +1,9 @@
 """The certificate authority of a zone: one key, made once, that signs everything.
 
-It lives in a directory as `ca.key` (0600) and `ca.crt`. A new one is made only when neither
-is there. Whatever else is found (one without the other, a file cut short, a key that does
-not fit) is an error and never a reason to make a new CA: every member pins the old one, and
-would have to join again.
+It lives in a directory as `ca.key` (0600) and `ca.crt`, or wherever the caller keeps the two
+(`create`, `from_pem`). A new one is made only when neither is there. Whatever else is found (one
+without the other, a file cut short, a key that does not fit) is an error and never a reason to
+make a new CA: every member pins the old one, and would have to join again.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,6 +19,7 @@ from cryptography.x509.oid import NameOID
 from certs import profiles
 from certs.chains import check_validity, is_authority, parse_certificate, pem, spoken
 from certs.keys import (
+    PrivateBytes,
     new_key,
     parse_private_key,
     private_directory,
@@ -113,20 +114,81 @@ class Authority:
         if len(missing) == 2:
             return cls._create(directory, zone, now)
         if missing:
-            raise _damage(directory, f"{missing[0]} is missing")
+            raise _damage(
+                str(directory),
+                (KEY_FILE, CERTIFICATE_FILE),
+                f"{missing[0]} is missing",
+            )
         return cls._open(directory, zone, now)
 
     @classmethod
-    def _create(cls, directory: Path, zone: str, now: datetime) -> "Authority":
+    def create(cls, zone: str, now: datetime) -> tuple["Authority", PrivateBytes]:
+        """Make a new CA; the caller keeps its key (PEM) and its certificate (`pem`).
+
+        Raises:
+            ValueError: If the zone is none.
+        """
+        zone = parse_zone(zone)
         key = new_key()
         now = _whole_seconds(now)
         builder = profiles.authority(zone, key.public_key())
         builder = builder.not_valid_before(now - BACKDATING).not_valid_after(
             now + AUTHORITY_LIFETIME
         )
-        authority = cls(key, builder.sign(key, hashes.SHA256()), zone)
+        return cls(key, builder.sign(key, hashes.SHA256()), zone), private_pem(key)
+
+    @classmethod
+    def from_pem(
+        cls,
+        key_pem: bytes,
+        certificate_pem: bytes,
+        zone: str,
+        now: datetime,
+        *,
+        place: str,
+        names: tuple[str, str] = (KEY_FILE, CERTIFICATE_FILE),
+    ) -> "Authority":
+        """Open the CA that these two are.
+
+        Args:
+            place: Where they were, for errors: "/var/lib/tower/ca", "the Secret tower/tower-ca".
+            names: What key and certificate are called there.
+
+        Raises:
+            ValueError: If they are damaged, of another zone or out of their dates.
+        """
+        zone = parse_zone(zone)
+        key_name, certificate_name = names
         try:
-            write_private(directory / KEY_FILE, private_pem(key), replace=False)
+            key = parse_private_key(key_pem)
+        except ValueError as error:
+            raise _damage(place, names, f"{key_name}: {error}") from error
+        try:
+            certificate = parse_certificate(certificate_pem)
+        except ValueError as error:
+            raise _damage(place, names, f"{certificate_name}: {error}") from error
+        if not is_authority(certificate):
+            raise _damage(
+                place, names, f"{certificate_name} is not the certificate of a CA"
+            )
+        if certificate.public_key() != key.public_key():
+            raise _damage(
+                place,
+                names,
+                f"{key_name} and {certificate_name} do not belong together",
+            )
+        _check_zone(certificate, zone, place)
+        try:
+            check_validity(certificate, now)
+        except ValueError as error:
+            raise ValueError(f"the CA in {place} cannot be used: {error}") from error
+        return cls(key, certificate, zone)
+
+    @classmethod
+    def _create(cls, directory: Path, zone: str, now: datetime) -> "Authority":
+        authority, key_pem = cls.create(zone, now)
+        try:
+            write_private(directory / KEY_FILE, key_pem, replace=False)
         except FileExistsError as error:
             raise _taken(directory) from error
         try:
@@ -145,30 +207,7 @@ class Authority:
         # Files open to others are told apart from damage: their error has its own remedy.
         key_pem = read_private(directory / KEY_FILE)
         certificate_pem = read_public(directory / CERTIFICATE_FILE)
-        try:
-            key = parse_private_key(key_pem)
-        except ValueError as error:
-            raise _damage(directory, f"{KEY_FILE}: {error}") from error
-        try:
-            certificate = parse_certificate(certificate_pem)
-        except ValueError as error:
-            raise _damage(directory, f"{CERTIFICATE_FILE}: {error}") from error
-        if not is_authority(certificate):
-            raise _damage(
-                directory, f"{CERTIFICATE_FILE} is not the certificate of a CA"
-            )
-        if certificate.public_key() != key.public_key():
-            raise _damage(
-                directory, f"{KEY_FILE} and {CERTIFICATE_FILE} do not belong together"
-            )
-        _check_zone(certificate, zone, directory)
-        try:
-            check_validity(certificate, now)
-        except ValueError as error:
-            raise ValueError(
-                f"the CA in {directory} cannot be used: {error}"
-            ) from error
-        return cls(key, certificate, zone)
+        return cls.from_pem(key_pem, certificate_pem, zone, now, place=str(directory))
 
     def issue_agent(
         self, csr_der: bytes, cluster: ClusterName, now: datetime
@@ -301,12 +340,12 @@ def _key_of_request(csr_der: bytes) -> ec.EllipticCurvePublicKey:
     return require_p256(public_key)
 
 
-def _check_zone(certificate: x509.Certificate, zone: str, directory: Path) -> None:
+def _check_zone(certificate: x509.Certificate, zone: str, place: str) -> None:
     theirs = profiles.zone_of_authority(certificate)
     if theirs != zone:
         raise ValueError(
-            f"the CA in {directory} was made for {theirs or 'no zone'}, not for the zone {zone}: "
-            "start with the zone that it was made for, or with another, empty directory"
+            f"the CA in {place} was made for {theirs or 'no zone'}, not for the zone {zone}: "
+            "start with the zone that it was made for, or with another, empty directory or Secret"
         )
 
 
@@ -317,10 +356,10 @@ def _taken(directory: Path) -> ValueError:
     )
 
 
-def _damage(directory: Path, what: str) -> ValueError:
+def _damage(place: str, names: tuple[str, str], what: str) -> ValueError:
     return ValueError(
-        f"the CA in {directory} is not complete: {what}. Restore both {KEY_FILE} and "
-        f"{CERTIFICATE_FILE} from a backup. Only if no member ever joined, remove both, and "
+        f"the CA in {place} is not complete: {what}. Restore both {names[0]} and "
+        f"{names[1]} from a backup. Only if no member ever joined, remove both, and "
         "the next start makes a new CA"
     )
 

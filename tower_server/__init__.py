@@ -13,7 +13,9 @@ How the parts talk, from the outside in:
     listener         takes tunnels, and has the registry know which sessions are alive; admission:
                      how many handshakes at a time; parking: sessions that wait for their agent
     control          what an agent reports inside a tunnel; entry: raw TCP ports, for tests
-    state_directory  one server at a time; identity: its own key and certificate in there
+    state            the CA, the server's identity and its store, from a directory or from the host cluster;
+                     state_directory: one server at a time; host_state: the same in Secrets;
+                     identity: the server's own key and certificate
     endpoints        /join/ca, /join/nonce, /join, /healthz as routes, and nothing else
     join, throttle   the steps of a join (proof, rules, certificate, signed answer); guesses are slow
     admin            the admin API: tokens, clusters, kubeconfigs, status; admin_socket: who may open it;

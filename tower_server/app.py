@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from aiohttp import web
 
 from certs.assertion import AssertionVerifier
-from certs.authority import Authority
 from certs.contexts import inner_server, own_https
 from certs.names import ClusterName
 from shared.errors import Code, StreamReset
@@ -36,7 +35,7 @@ from tower_server.admin_socket import serve_on_socket
 from tower_server.control import ControlEnd, identify_agent
 from tower_server.entry import RawEntry
 from tower_server.front_door import FrontDoor
-from tower_server.identity import ServerIdentity, server_identity
+from tower_server.identity import ServerIdentity
 from tower_server.join import JoinService
 from tower_server.listener import TunnelListener
 from tower_server.metrics import serve_metrics, server_metrics
@@ -44,13 +43,8 @@ from tower_server.own_https import OwnHttps, close_after_answer
 from tower_server.parking import Parking
 from tower_server.registry import LiveSession, Registry
 from tower_server.settings import ServeSettings
-from tower_server.state_directory import (
-    AUTHORITY_NAME,
-    STORE_NAME,
-    locked_state_directory,
-)
-from tower_server.stores import Store
-from tower_server.stores.sqlite import SqliteStore
+from tower_server.state import State, open_state
+from tower_server.stores import StoreUnavailable
 
 __all__ = ["serve"]
 
@@ -74,41 +68,31 @@ async def serve(settings: ServeSettings) -> None:
     # The inner one closes when we are to stop, before the tunnels drain: what would keep our
     # successor from starting at the same place.
     async with AsyncExitStack() as stack, AsyncExitStack() as entrances:
-        entrances.enter_context(locked_state_directory(settings.state_dir))
+        state = await open_state(settings, stack, entrances)
         try:
-            authority = Authority.open_or_create(
-                settings.state_dir / AUTHORITY_NAME, settings.zone, datetime.now(UTC)
-            )
-            identity = _identity(settings, authority, datetime.now(UTC))
+            identity = await state.identity(_host_names(settings), datetime.now(UTC))
         except (ValueError, OSError) as error:
             raise ProgramFailed(f"The server cannot start: {error}.") from error
-        store = await SqliteStore.open(settings.state_dir / STORE_NAME)
-        stack.push_async_callback(store.close)
-        await _Server(settings, authority, identity, store).run(stack, entrances)
+        await _Server(settings, state, identity).run(stack, entrances)
 
 
-def _identity(
-    settings: ServeSettings, authority: Authority, now: datetime
-) -> ServerIdentity:
+def _host_names(settings: ServeSettings) -> list[str]:
     names = {settings.public_address_at(0).host}
     if not settings.listen.is_wildcard:
         names.add(settings.listen.host)
-    return server_identity(settings.state_dir, authority, sorted(names), now)
+    return sorted(names)
 
 
 class _Server:
     """The parts of one server process."""
 
     def __init__(
-        self,
-        settings: ServeSettings,
-        authority: Authority,
-        identity: ServerIdentity,
-        store: Store,
+        self, settings: ServeSettings, state: State, identity: ServerIdentity
     ) -> None:
         self._settings = settings
-        self._authority = authority
-        self._store = store
+        self._state = state
+        self._authority = authority = state.authority
+        self._store = store = state.store
         self._registry = Registry()
         self._tasks = TaskSet("server")
         # Memory for windows, of all clusters' tunnels together.
@@ -275,14 +259,14 @@ class _Server:
         while True:
             await asyncio.sleep(RENEWAL_CHECK_SECONDS)
             try:
-                self._renew(datetime.now(UTC))
-            except (ValueError, OSError) as error:
+                await self._renew(datetime.now(UTC))
+            except (ValueError, OSError, StoreUnavailable) as error:
                 # A third of its life is left for somebody to read this.
                 _log.error("the server's certificate cannot be renewed: %s", error)
 
-    def _renew(self, now: datetime) -> None:
+    async def _renew(self, now: datetime) -> None:
         """Replace the certificate if it is due. Connections that are open keep the old."""
-        identity = _identity(self._settings, self._authority, now)
+        identity = await self._state.identity(_host_names(self._settings), now)
         if identity.certificate == self._identity.certificate:
             return
         self._identity = identity

@@ -70,7 +70,47 @@ def serve(
             show_default=False,
             rich_help_panel=STATE,
             help="Where the CA, the clusters and the tokens are kept; made if it is not there. "
-            "Back it up: with it lost, every member has to join again. Needed.",
+            "Back it up: with it lost, every member has to join again. Needed, unless --store is kubernetes.",
+        ),
+    ] = None,
+    store: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND",
+            envvar="TOWER_STORE",
+            rich_help_panel=STATE,
+            help="sqlite: in --state-dir. kubernetes: in the host cluster, where clusters are Cluster objects.",
+        ),
+    ] = "sqlite",
+    namespace: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMESPACE",
+            envvar="TOWER_NAMESPACE",
+            show_default="the pod's",
+            rich_help_panel=STATE,
+            help="The namespace of the host cluster for Tower's Secrets; whoever may read Secrets there is an admin "
+            "of all members. With --store kubernetes.",
+        ),
+    ] = None,
+    host_kubeconfig: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            envvar="TOWER_HOST_KUBECONFIG",
+            show_default="the pod's ServiceAccount",
+            rich_help_panel=STATE,
+            help="How to reach the host's apiserver. With --store kubernetes.",
+        ),
+    ] = None,
+    ca_secret: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            envvar="TOWER_CA_SECRET",
+            show_default="tower-ca, made if it is not there",
+            rich_help_panel=STATE,
+            help="A Secret with an existing Tower CA (tls.key, tls.crt). With --store kubernetes.",
         ),
     ] = None,
     admin_socket: Annotated[
@@ -202,11 +242,21 @@ def serve(
     tower-server serve --state-dir /var/lib/tower --public-address tower.example.com:8443
     ```
 
+    **In Kubernetes**, with the state in the cluster (the chart has all of this):
+
+    ```
+    tower-server serve --store kubernetes --admin-socket /run/tower/admin.sock --public-address tower.example.com:8443
+    ```
+
     Exit status: 0 stopped by a signal, 1 failed, 2 wrong usage.
     """
     try:
         settings = parse_serve_settings(
             state_dir=state_dir,
+            store=store,
+            namespace=namespace,
+            host_kubeconfig=host_kubeconfig,
+            ca_secret=ca_secret,
             listen=listen,
             public_address=public_address,
             zone=zone,

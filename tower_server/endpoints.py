@@ -88,12 +88,12 @@ class _Endpoints:
             return error_response(
                 _STATUS.get(error.code, _DEFAULT_STATUS), error.code, str(error)
             )
-        except StoreUnavailable:
+        except StoreUnavailable as error:
             # What is wrong with our disk is for our log; the agent only has to wait.
             return error_response(
                 503,
                 "store_unavailable",
-                "The server cannot record the join at the moment (its log says why): "
+                f"The server cannot record the join at the moment ({error.public or 'its log says why'}): "
                 "try again later; the token was not used up.",
                 retry_after_seconds=STORE_RETRY_SECONDS,
             )

@@ -1,8 +1,8 @@
 """The server's own key and certificate: made at the first start, kept, renewed when due.
 
-Lies beside the CA in the state directory. A certificate that no longer fits (another
-public address, two thirds of its life over, another CA) is replaced, at start or while
-the server runs; the key stays.
+Lies beside the CA: in the state directory, or in a Secret (see `host_state`). A certificate that
+no longer fits (another public address, two thirds of its life over, another CA) is replaced, at
+start or while the server runs; the key stays.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,13 @@ from certs.keys import (
 )
 from certs.names import ServerRole, parse_host, require_role
 
-__all__ = ["CERTIFICATE_NAME", "KEY_NAME", "ServerIdentity", "server_identity"]
+__all__ = [
+    "CERTIFICATE_NAME",
+    "KEY_NAME",
+    "ServerIdentity",
+    "fitting_identity",
+    "server_identity",
+]
 
 KEY_NAME = "server.key"
 CERTIFICATE_NAME = "server.crt"
@@ -55,7 +61,7 @@ class ServerIdentity:
 def server_identity(
     directory: Path, authority: Authority, host_names: Sequence[str], now: datetime
 ) -> ServerIdentity:
-    """Read the server's identity, or make what is missing or no longer fits.
+    """Read the server's identity from files, or make what is missing or no longer fits.
 
     Raises:
         ValueError: If the key's file is damaged or others can read it, or a host name is
@@ -64,11 +70,29 @@ def server_identity(
     """
     key = _key(directory / KEY_NAME)
     certificate_file = directory / CERTIFICATE_NAME
+    kept = _read_certificate(certificate_file)
+    identity = fitting_identity(key, kept, authority, host_names, now)
+    if identity.certificate is not kept:
+        write_public(certificate_file, pem(identity.certificate))
+    return identity
+
+
+def fitting_identity(
+    key: ec.EllipticCurvePrivateKey,
+    kept: x509.Certificate | None,
+    authority: Authority,
+    host_names: Sequence[str],
+    now: datetime,
+) -> ServerIdentity:
+    """The identity with the certificate that is kept, or with a new one if that does not fit.
+
+    Raises:
+        ValueError: If a host name is none that a server can have.
+    """
     wanted = frozenset(map(parse_host, host_names))
-    certificate = _read_certificate(certificate_file)
-    if certificate is None or not _fits(certificate, authority, key, wanted, now):
-        certificate = authority.issue_server(key.public_key(), sorted(wanted), now)
-        write_public(certificate_file, pem(certificate))
+    if kept is not None and _fits(kept, authority, key, wanted, now):
+        return ServerIdentity(key=key, certificate=kept)
+    certificate = authority.issue_server(key.public_key(), sorted(wanted), now)
     return ServerIdentity(key=key, certificate=certificate)
 
 

@@ -4,6 +4,7 @@ The command line knows names, help texts and environment variables; here is what
 may be. Nothing is opened or created, so that a mistake costs nothing.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -29,6 +30,7 @@ __all__ = [
     "ADMIN_SOCKET_NAME",
     "DEFAULT_LISTEN",
     "DEFAULT_WINDOW_MEMORY",
+    "HostSettings",
     "ServeSettings",
     "TcpEntry",
     "parse_serve_settings",
@@ -38,6 +40,10 @@ __all__ = [
 DEFAULT_LISTEN = "0.0.0.0:8443"
 DEFAULT_WINDOW_MEMORY = f"{DEFAULT_WINDOW_MEMORY_BYTES // 2**20}Mi"
 ADMIN_SOCKET_NAME = "admin.sock"
+STORES = ("sqlite", "kubernetes")
+DEFAULT_CA_SECRET = "tower-ca"
+MAX_OBJECT_NAME_CHARACTERS = 253
+_OBJECT_NAME = re.compile(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?")
 
 # An LB's idle cut, an ingress reload, a roaming address: seconds. The reboot of a firewall: a
 # minute. Longer, and whoever waits at the other end has given up.
@@ -63,10 +69,26 @@ class TcpEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HostSettings:
+    """Where the state lies that is kept in Kubernetes."""
+
+    # Of our Secrets. None: that of the pod.
+    namespace: str | None
+    # Of the host cluster. None: the pod's ServiceAccount.
+    kubeconfig: Path | None
+    ca_secret: str
+    # Not where an admin names a Secret that has to be there.
+    may_create_ca: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServeSettings:
     """Everything that `tower_server.app.serve` needs to know."""
 
-    state_dir: Path
+    # None only where the state is kept in Kubernetes and the admin socket lies elsewhere.
+    state_dir: Path | None
+    # Set where the state is kept in Kubernetes.
+    host: HostSettings | None = None
     listen: HostPort
     # What agents and kubeconfigs use. None: the listen address, with the port that was really bound.
     public_address: HostPort | None
@@ -91,6 +113,10 @@ class ServeSettings:
 def parse_serve_settings(
     *,
     state_dir: str | Path | None,
+    store: str = "sqlite",
+    namespace: str | None = None,
+    host_kubeconfig: str | Path | None = None,
+    ca_secret: str | None = None,
     listen: str = DEFAULT_LISTEN,
     public_address: str | None = None,
     zone: str = DEFAULT_ZONE,
@@ -108,14 +134,16 @@ def parse_serve_settings(
     Raises:
         SettingsError: For the first value that cannot be used.
     """
-    if not state_dir:
+    host = _parse_host(store, namespace, host_kubeconfig, ca_secret)
+    if not state_dir and host is None:
         raise SettingsError(
             "--state-dir (or TOWER_STATE_DIR) is missing: name a directory for the CA, the clusters and the tokens."
         )
     listening = parse_host_port(listen, setting="--listen", port_zero_allowed=True)
-    directory = Path(state_dir).expanduser().absolute()
+    directory = Path(state_dir).expanduser().absolute() if state_dir else None
     return ServeSettings(
         state_dir=directory,
+        host=host,
         listen=listening,
         public_address=_parse_public_address(public_address, listening),
         zone=_parse_zone(zone),
@@ -206,8 +234,49 @@ def _parse_zone(text: str) -> str:
         raise SettingsError(f"--zone: {error}.") from error
 
 
-def _parse_admin_socket(text: str | Path | None, state_dir: Path) -> Path:
-    path = Path(text).expanduser().absolute() if text else state_dir / ADMIN_SOCKET_NAME
+def _parse_host(
+    store: str,
+    namespace: str | None,
+    kubeconfig: str | Path | None,
+    ca_secret: str | None,
+) -> HostSettings | None:
+    if store not in STORES:
+        raise SettingsError(f"--store {store!r} is none: use {' or '.join(STORES)}.")
+    if store == "sqlite":
+        for option, value in (
+            ("--namespace", namespace),
+            ("--host-kubeconfig", kubeconfig),
+            ("--ca-secret", ca_secret),
+        ):
+            if value:
+                raise SettingsError(
+                    f"{option} is for state that is kept in Kubernetes: add --store kubernetes, or leave it out."
+                )
+        return None
+    return HostSettings(
+        namespace=_parse_object_name(namespace, "--namespace") if namespace else None,
+        kubeconfig=Path(kubeconfig).expanduser().absolute() if kubeconfig else None,
+        ca_secret=_parse_object_name(ca_secret or DEFAULT_CA_SECRET, "--ca-secret"),
+        may_create_ca=not ca_secret,
+    )
+
+
+def _parse_object_name(text: str, option: str) -> str:
+    if not _OBJECT_NAME.fullmatch(text) or len(text) > MAX_OBJECT_NAME_CHARACTERS:
+        raise SettingsError(
+            f"{option} {text!r} cannot be a name in Kubernetes: use lower-case letters, digits, '-' and '.'."
+        )
+    return text
+
+
+def _parse_admin_socket(text: str | Path | None, state_dir: Path | None) -> Path:
+    if not text and state_dir is None:
+        raise SettingsError(
+            "--admin-socket (or TOWER_ADMIN_SOCKET) is missing: name a path for the socket of the command `tower`, "
+            "or a --state-dir to put it in."
+        )
+    directory = state_dir or Path()
+    path = Path(text).expanduser().absolute() if text else directory / ADMIN_SOCKET_NAME
     size = len(str(path).encode())
     if size > MAX_SOCKET_PATH_BYTES:
         raise SettingsError(

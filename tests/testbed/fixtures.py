@@ -8,6 +8,7 @@ the first test: no test's timeout has to allow for it.
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,6 +79,10 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
         subprocess.run([*kubectl, "apply", "-f", CRDS], check=True, capture_output=True)
         wait = ["wait", "--for=condition=Established", "crd", "--all"]
         subprocess.run([*kubectl, *wait], check=True, capture_output=True)
+        # Established is said a little before it is served.
+        get = ["get", "clusters.tower.dev", "-o", "name"]
+        while subprocess.run([*kubectl, *get], capture_output=True).returncode:
+            time.sleep(0.1)
         yield control_plane
 
 

@@ -144,3 +144,15 @@ async def test_a_store_that_fails_is_no_business_of_the_agent(tmp_path: Path) ->
     assert (status, answer["error"]) == (503, "store_unavailable")
     assert headers["Retry-After"] == "2"
     assert "/var/lib" not in answer["message"]
+
+
+async def test_what_an_agent_may_know_of_a_store_it_is_told(tmp_path: Path) -> None:
+    class AwayStore(FullStore):
+        async def use_token(self, use: TokenUse) -> bytes:
+            raise StoreUnavailable("secret place", "wait", public="the host is away")
+
+    async with join_server(tmp_path / "ca", store=AwayStore()) as server:
+        body = await join_body(server, await server.invite())
+        _, _, answer = await ask(server, "POST", "/join", json=body)
+    assert "(the host is away)" in answer["message"]
+    assert "secret place" not in answer["message"]

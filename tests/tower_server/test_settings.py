@@ -19,11 +19,37 @@ LOOPBACK = "127.0.0.1:8443"
 
 def test_on_one_address_a_state_directory_is_enough() -> None:
     settings = parse_serve_settings(state_dir="/var/lib/tower", listen=LOOPBACK)
-    assert settings.state_dir == Path("/var/lib/tower")
+    assert settings.state_dir == Path("/var/lib/tower") and settings.host is None
     assert settings.admin_socket == Path("/var/lib/tower/admin.sock")
     assert settings.zone == "clusters.tower.internal"
     assert settings.public_address is None
     assert settings.public_address_at(8443) == HostPort(host="127.0.0.1", port=8443)
+
+
+def test_state_in_kubernetes_needs_no_directory() -> None:
+    settings = parse_serve_settings(
+        state_dir=None,
+        store="kubernetes",
+        admin_socket="/s/admin.sock",
+        listen=LOOPBACK,
+    )
+    assert settings.state_dir is None and settings.host is not None
+    assert (settings.host.namespace, settings.host.kubeconfig) == (None, None)
+    assert (settings.host.ca_secret, settings.host.may_create_ca) == ("tower-ca", True)
+
+
+def test_a_ca_secret_that_is_named_has_to_be_there() -> None:
+    settings = parse_serve_settings(
+        state_dir="/s",
+        store="kubernetes",
+        namespace="tower",
+        host_kubeconfig="/k",
+        ca_secret="mine",
+        listen=LOOPBACK,
+    )
+    assert settings.host is not None
+    assert (settings.host.namespace, settings.host.kubeconfig) == ("tower", Path("/k"))
+    assert (settings.host.ca_secret, settings.host.may_create_ca) == ("mine", False)
 
 
 def test_with_port_zero_the_public_address_gets_the_port_that_was_bound() -> None:
@@ -56,6 +82,16 @@ def test_the_zone_is_in_lower_case() -> None:
     [
         ({"state_dir": None}, "--state-dir .* name a directory"),
         ({"state_dir": ""}, "--state-dir .* name a directory"),
+        ({"store": "etcd"}, "use sqlite or kubernetes"),
+        ({"namespace": "tower"}, "--namespace .* add --store kubernetes"),
+        ({"host_kubeconfig": "/k"}, "--host-kubeconfig .* add --store kubernetes"),
+        ({"ca_secret": "ca"}, "--ca-secret .* add --store kubernetes"),
+        ({"store": "kubernetes", "namespace": "T"}, "--namespace 'T' .* lower-case"),
+        ({"store": "kubernetes", "ca_secret": "a/b"}, "--ca-secret 'a/b' .* lower"),
+        (
+            {"store": "kubernetes", "state_dir": None},
+            "--admin-socket .* or a --state-dir",
+        ),
         ({"listen": DEFAULT_LISTEN}, "--public-address .* tower.example.com:8443"),
         ({"listen": "[::]:9"}, "--public-address .* tower.example.com:9"),
         ({"listen": "8443"}, "--listen '8443' has no port"),

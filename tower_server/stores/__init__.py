@@ -40,10 +40,12 @@ __all__ = [
 class StoreUnavailable(Exception):
     """The store cannot do what was asked, and has written nothing of it."""
 
-    def __init__(self, problem: str, remedy: str) -> None:
+    def __init__(self, problem: str, remedy: str, *, public: str = "") -> None:
+        """Say what is wrong and what to do; `public` is what strangers may know of it."""
         super().__init__(problem, remedy)
         self.problem = problem
         self.remedy = remedy
+        self.public = public
 
     def __str__(self) -> str:
         return f"{self.problem}: {self.remedy}"

@@ -65,7 +65,7 @@ _log = logging.getLogger(__name__)
 
 # How long a server waits at its start for the first list of ledgers: an apiserver that is being
 # rolled answers again within seconds. Then it ends, and whoever runs it starts it again.
-OPEN_SECONDS = 30.0
+OPEN_SECONDS = 15.0
 
 # How often one write is decided anew because another server wrote in between. Somebody always
 # gets on, so this many losses in a row mean that something is wrong.
@@ -461,4 +461,5 @@ def unavailable(error: KubeError | None) -> StoreUnavailable:
     return StoreUnavailable(
         f"the host's apiserver does not answer ({error or 'no answer in time'})",
         "joins and changes wait until it is back; tunnels and requests go on.",
+        public="the host's apiserver does not answer",
     )

@@ -18,6 +18,7 @@ from tower_server.kube.access import open_access
 from tower_server.kube.client import KubeClient
 from tower_server.membership import JoinRefused, TokenUse
 from tower_server.stores import StoreUnavailable
+from tower_server.stores import kubernetes as kubernetes_module
 from tower_server.stores.kubernetes import KubernetesStore
 from tower_server.tokens import TokenId, TokenRecord
 
@@ -167,6 +168,21 @@ async def test_without_the_rights_it_says_what_is_missing(host: ControlPlane) ->
         await KubernetesStore.open(client, namespace)
     assert "alice" in str(caught.value)
     await client.close()
+
+
+async def test_without_an_answer_it_does_not_wait_for_ever(
+    host: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubernetes_module, "OPEN_SECONDS", 1.0)
+    client = KubeClient(await open_access(host.kubeconfig))
+    host.freeze("kube-apiserver")
+    try:
+        async with asyncio.timeout(5):
+            with pytest.raises(StoreUnavailable, match="does not answer"):
+                await KubernetesStore.open(client, "default")
+    finally:
+        host.thaw("kube-apiserver")
+        await client.close()
 
 
 async def test_a_cluster_of_which_nothing_is_known_leaves_no_secret(
