@@ -8,6 +8,7 @@
     replay    messages that may be sent again when the connection is lost
     stream    one stream: its states (a table), its queue
     windows   flow-control arithmetic by absolute offsets
+    idle      credit that is not used and goes back
     budget    how much memory windows and kept messages may take
     liveness  signs of life, pings, round-trip times
     counters  what a session counts; readings: one look at them and at the streams

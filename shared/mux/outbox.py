@@ -261,10 +261,11 @@ class Outbox:
         while self._windows_due and room > 0:
             stream, _ = self._windows_due.popitem(last=False)
             window = stream.receive_window
-            limit = window.advance(now, round_trip_seconds)
-            frame = frames.encode_window(stream.id, window.received_offset, limit)
-            parts.append(frame)
-            room -= len(frame)
+            before, limit = window.limit_offset, window.advance(now, round_trip_seconds)
+            if limit > before:  # else SPEC 5.6 forbids it
+                frame = frames.encode_window(stream.id, window.received_offset, limit)
+                parts.append(frame)
+                room -= len(frame)
         return room
 
     def _take_turn(

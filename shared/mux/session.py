@@ -21,6 +21,7 @@ from shared.errors import Code, InvalidState, PeerProtocolError, StreamReset
 from shared.mux.budget import WindowBudget
 from shared.mux.counters import Counters
 from shared.mux.handler import Role, SessionHandler
+from shared.mux.idle import IdleCredit
 from shared.mux.in_flight import InFlight
 from shared.mux.liveness import (
     DEAD_AFTER_SECONDS,
@@ -53,7 +54,13 @@ MAX_WAITING_ANSWERS = 4 * MAX_STREAMS
 
 _DATA = int(FrameType.DATA)
 # What may still be under way to a stream that we have closed.
-_STREAM_TYPES = (FrameType.EOF, FrameType.RESET, FrameType.WINDOW, FrameType.ACCEPT)
+_STREAM_TYPES = (
+    FrameType.EOF,
+    FrameType.RESET,
+    FrameType.WINDOW,
+    FrameType.ACCEPT,
+    FrameType.RETURN,
+)
 
 
 class Session:
@@ -92,9 +99,11 @@ class Session:
         self.counters = Counters()
         self._table = StreamTable(
             role,
-            lambda stream: self._outbox.forget(stream),
+            self._drop,
             lambda stream, error: self.handler.stream_failed(stream, error),
         )
+        # Streams that may send more than they seem to need.
+        self._idle_credit = IdleCredit()
         # What waits to be sent.
         self._outbox = Outbox(handler.output_ready, self._table.turn_taken)
         # Live streams by id, the table's.
@@ -224,6 +233,9 @@ class Session:
         self._now = now
         if self.liveness.is_dead(now):
             return False
+        for stream in self._idle_credit.due(now):
+            limits = stream.send_window.give_back(INITIAL_WINDOW_BYTES)
+            self._outbox.control(frames.encode_return(stream.id, *limits))
         if self.peer is not None and self.liveness.ping_is_due(now):
             if not (self._is_idle() and self.liveness.put_off(now)):
                 self._outbox.control(frames.encode_ping(self.liveness.ping(now)))
@@ -311,6 +323,7 @@ class Session:
         self.closed = True
         self._table.end_all(code, reason)
         self._outbox.clear()
+        self._idle_credit.clear()
         self.replay.close()
 
     # A lost connection
@@ -369,6 +382,11 @@ class Session:
     def stream_reset(self, stream: Stream, code: Code, reason: str) -> None:
         if self._table.forget(stream):
             self._outbox.control(frames.encode_reset(stream.id, code, reason))
+
+    def _drop(self, stream: Stream) -> bool:
+        """Take a stream from all that waits; False if the peer has not heard of it."""
+        self._idle_credit.forget(stream)
+        return self._outbox.forget(stream)
 
     def stream_accepted(self, stream: Stream) -> None:
         self._outbox.control(frames.encode_accept(stream.id))
@@ -488,7 +506,13 @@ class Session:
             update = stream.send_window.update
             if update(window.received_offset, window.limit_offset) and stream.queue:
                 self.counters.window_stalls += 1
+            self._idle_credit.watch(stream, self._now)
             self._outbox.stream_ready(stream)
+        elif type_ == FrameType.RETURN:
+            returned = frames.parse_return(payload)
+            stream.receive_window.returned(*returned, self._now)
+            if stream.receive_window.taken(0) and stream.state in RECEIVING_STATES:
+                self._outbox.window_due(stream)
         elif type_ == FrameType.EOF:
             stream.receive_window.received(frames.parse_offset(payload), 0)
             stream.move(Input.RECEIVE_EOF)

@@ -134,11 +134,8 @@ class ReceiveWindow:
                 self._budget.note_held_back()
                 size = floor + max(0, share)
         self.size_bytes = size = max(size, floor)
-        taken = self.taken_offset
-        self.limit_offset = max(self.limit_offset, taken + size)
-        step = max(1, min(size // 2, MAX_STEP_BYTES))
-        self._due_offset = min(taken + step, self.limit_offset)
-        self._book(max(0, self.limit_offset - taken - floor))
+        self.limit_offset = max(self.limit_offset, self.taken_offset + size)
+        self._plan()
         return self.limit_offset
 
     def _fitting_size(self, now: float, round_trip_seconds: float) -> int:
@@ -167,6 +164,38 @@ class ReceiveWindow:
         if booked_bytes != self.booked_bytes:
             self._budget.change(booked_bytes - self.booked_bytes)
             self.booked_bytes = booked_bytes
+
+    def returned(self, known_offset: int, limit_offset: int, now: float) -> None:
+        """The sender gives back credit: begin with the first window again.
+
+        It may not know our latest limit yet; then it will use that one, and returns nothing.
+
+        Raises:
+            PeerProtocolError: If it knows a limit that we never gave, or returns what it used.
+        """
+        if known_offset > self.limit_offset:
+            raise PeerProtocolError(
+                f"peer returns a limit of {known_offset}, it has {self.limit_offset}"
+            )
+        if not self.received_offset <= limit_offset <= known_offset:
+            raise PeerProtocolError(
+                f"peer returns credit down to {limit_offset}, it has sent "
+                f"{self.received_offset} of {known_offset}"
+            )
+        if known_offset < self.limit_offset or self._is_finished:
+            return
+        self.size_bytes = self.floor_bytes
+        self.limit_offset = limit_offset
+        self._marked_offset, self._marked_at = self.taken_offset, now
+        self._plan()
+
+    def _plan(self) -> None:
+        """After the limit has moved: when the next WINDOW is due, and what is booked."""
+        taken = self.taken_offset
+        step = max(1, min(self.size_bytes // 2, MAX_STEP_BYTES))
+        # A sender that gave back all it had may have nothing left: then at once.
+        self._due_offset = min(taken + step, self.limit_offset)
+        self._book(max(0, self.limit_offset - taken - self.floor_bytes))
 
     def finish(self) -> None:
         """Nothing will arrive any more: only what is not taken yet is booked.
@@ -198,6 +227,12 @@ class SendWindow:
     @property
     def credit_bytes(self) -> int:
         return self.limit_offset - self.sent_offset
+
+    def give_back(self, keep_bytes: int) -> tuple[int, int]:
+        """Keep to so much credit from now on; returns the limit as it was, and as it is."""
+        known_offset = self.limit_offset
+        self.limit_offset = min(known_offset, self.sent_offset + keep_bytes)
+        return known_offset, self.limit_offset
 
     def update(self, received_offset: int, limit_offset: int) -> bool:
         """Take in a WINDOW; True when there was no credit before and is now.

@@ -23,6 +23,7 @@ __all__ = [
     "GoAway",
     "Open",
     "Reset",
+    "Return",
     "Window",
     "encode_accept",
     "encode_ack",
@@ -34,11 +35,13 @@ __all__ = [
     "encode_ping",
     "encode_pong",
     "encode_reset",
+    "encode_return",
     "encode_window",
     "parse_go_away",
     "parse_offset",
     "parse_open",
     "parse_reset",
+    "parse_return",
     "parse_window",
     "printable",
     "split",
@@ -59,6 +62,7 @@ class FrameType(IntEnum):
     GOAWAY = 8  # 2B code + 4B retry after, ms + UTF-8 reason; stream 0
     ACCEPT = 9  # nothing: the target is reached, the caller is known
     ACK = 10  # 8B messages received in the session; stream 0
+    RETURN = 11  # 8B limit offset as known + 8B lower limit offset
 
 
 # Receivers skip frames of unknown types from here on, so that later versions may add
@@ -110,6 +114,13 @@ class Window(NamedTuple):
     """Payload of WINDOW."""
 
     received_offset: int
+    limit_offset: int
+
+
+class Return(NamedTuple):
+    """Payload of RETURN."""
+
+    known_limit_offset: int
     limit_offset: int
 
 
@@ -190,6 +201,10 @@ def encode_window(stream_id: int, received_offset: int, limit_offset: int) -> by
     return _WINDOW.pack(FrameType.WINDOW, stream_id, 16, received_offset, limit_offset)
 
 
+def encode_return(stream_id: int, known_offset: int, limit_offset: int) -> bytes:
+    return _WINDOW.pack(FrameType.RETURN, stream_id, 16, known_offset, limit_offset)
+
+
 def encode_ping(opaque: int) -> bytes:
     return DATA_HEADER.pack(FrameType.PING, 0, 8, opaque)
 
@@ -242,6 +257,12 @@ def parse_window(payload: bytes) -> Window:
     if len(payload) != 16:
         raise PeerProtocolError(f"WINDOW payload of {len(payload)} bytes, expected 16")
     return Window(int.from_bytes(payload[:8]), int.from_bytes(payload[8:]))
+
+
+def parse_return(payload: bytes) -> Return:
+    if len(payload) != 16:
+        raise PeerProtocolError(f"RETURN payload of {len(payload)} bytes, expected 16")
+    return Return(int.from_bytes(payload[:8]), int.from_bytes(payload[8:]))
 
 
 def parse_go_away(payload: bytes) -> GoAway:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from shared.errors import Code, StreamReset
 from shared.mux.budget import WindowBudget
+from shared.mux.idle import IDLE_SECONDS
 from shared.mux.outbox import MESSAGE_BYTES
 from shared.mux.replay import FREE_KEPT_BYTES, MAX_KEPT_BYTES
 from shared.mux.stream import QUEUE_HIGH_BYTES, Stream
@@ -203,7 +204,7 @@ class Simulation:
 
     def reset(self, choice: int, amount: int) -> None:
         handler = self._pick(choice)
-        if handler is not None and amount % 4 == 0:
+        if handler is not None and amount % 2 == 0:
             handler.was_reset = True
             handler.stream.reset(Code.CANCELLED, "simulated")
 
@@ -300,6 +301,35 @@ class Simulation:
             self._sleep(amount % 1000 / 1000 * delay)
         else:
             self._sleep(amount % 1000 / 2000)
+
+    def rest(self, choice: int, amount: int) -> None:
+        """All has arrived and nobody sends anything: what streams do not use goes back."""
+        self.pair.settle()
+        if amount % 2:
+            self._let_windows_leave(choice)
+        for _ in range(3):
+            self._sleep(IDLE_SECONDS * 0.6)
+
+    def _let_windows_leave(self, choice: int) -> None:
+        """Have some of much credit used, and WINDOWs under way for it: they will cross RETURNs."""
+        near = self._pick(choice)
+        if near is not None and not (near.paused or near.eof_written):
+            far = self.handlers.get((near.stream.id, near.peer_is_agent))
+            count = near.stream.send_window.credit_bytes * 5 // 8
+            if far is not None and 0 < count <= MAX_WRITE_BYTES * 2:
+                far.stalled = True
+                data = bytearray()
+                while len(data) < count:
+                    at = near.written + len(data)
+                    more = min(count - len(data), _TABLE_BYTES)
+                    data += expected(near.stream.id, far.peer_is_agent, at, more)
+                near.written += count
+                near.stream.write(bytes(data))
+                self.pair.settle()
+        for handler in self.handlers.values():
+            handler.take(handler.untaken)
+        for end in self._ends:
+            self.pair.pull(end, 1)
 
     def jump(self, choice: int, amount: int) -> None:
         """Both machines sleep for minutes or days, or nobody had time for seconds."""

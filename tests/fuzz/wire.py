@@ -72,6 +72,8 @@ def _encoded_again(frame: Frame, payload: bytes) -> bytes | None:
         case FrameType.WINDOW:
             window = frames.parse_window(payload)
             return frames.encode_window(stream_id, *window)
+        case FrameType.RETURN:
+            return frames.encode_return(stream_id, *frames.parse_return(payload))
         case FrameType.RESET:
             reset = frames.parse_reset(payload)
             assert reset.reason.isprintable() and reset.code in Code

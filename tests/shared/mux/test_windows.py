@@ -246,3 +246,56 @@ def test_a_peer_that_claims_unsent_bytes_is_refused() -> None:
     sender.sent_offset = 10
     with pytest.raises(PeerProtocolError, match="we sent 10"):
         sender.update(11, 200)
+
+
+# Credit that goes back
+
+
+def grown() -> tuple[Reader, WindowBudget]:
+    budget = WindowBudget(2**30)
+    reader = Reader(0.05, budget)
+    for _ in range(5):
+        reader.take_a_flight(within=0.0)
+    return reader, budget
+
+
+def test_returned_credit_is_booked_no_more_and_the_stream_begins_again() -> None:
+    reader, budget = grown()
+    window = reader.window
+    sender = SendWindow(window.limit_offset)
+    sender.sent_offset = window.received_offset
+    assert sender.give_back(INITIAL_WINDOW_BYTES) == (
+        window.limit_offset,
+        sender.sent_offset + INITIAL_WINDOW_BYTES,
+    )
+    window.returned(window.limit_offset, sender.limit_offset, reader.now)
+    assert window.limit_offset == sender.limit_offset
+    assert (window.size_bytes, budget.used_bytes) == (INITIAL_WINDOW_BYTES, 0)
+    reader.take_a_flight(within=0.0)
+    assert window.limit_offset > sender.limit_offset
+
+
+def test_credit_that_a_window_under_way_renews_is_not_returned() -> None:
+    reader, budget = grown()
+    window, booked = reader.window, budget.used_bytes
+    limit = window.limit_offset
+    window.returned(limit - 1, window.received_offset, reader.now)
+    assert (window.limit_offset, budget.used_bytes) == (limit, booked)
+
+
+@pytest.mark.parametrize(("known", "limit"), [(1, 0), (0, 1), (0, -1)])
+def test_a_return_that_cannot_be_is_the_peers_fault(known: int, limit: int) -> None:
+    reader, _ = grown()
+    window = reader.window
+    limit += window.received_offset if limit < 0 else window.limit_offset
+    with pytest.raises(PeerProtocolError, match="peer returns"):
+        window.returned(window.limit_offset + known, limit, reader.now)
+
+
+def test_a_sender_that_keeps_nothing_gets_credit_when_all_is_taken() -> None:
+    window = ReceiveWindow(1000, now=0.0)
+    window.received(0, 300)
+    window.returned(1000, 300, 1.0)
+    assert not window.taken(299)
+    assert window.taken(1)
+    assert window.advance(2.0, 0.05) == 1300

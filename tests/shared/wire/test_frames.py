@@ -69,6 +69,13 @@ def test_window_comes_back_as_it_was(stream_id: int, received: int, limit: int) 
     assert frames.parse_window(payload) == (received, limit)
 
 
+@given(stream_ids, offsets, offsets)
+def test_return_comes_back_as_it_was(stream_id: int, known: int, limit: int) -> None:
+    type_, found_id, payload = only(frames.encode_return(stream_id, known, limit))
+    assert (type_, found_id) == (FrameType.RETURN, stream_id)
+    assert frames.parse_return(payload) == (known, limit)
+
+
 @given(codes, st.integers(0, 10**6), st.text(st.characters(categories=["L"])))
 def test_go_away_comes_back_as_it_was(code: Code, ms: int, reason: str) -> None:
     reason = reason[:200]
@@ -107,7 +114,7 @@ def test_a_message_is_cut_into_its_frames_in_order() -> None:
 
 def test_optional_unknown_frames_are_skipped_and_others_are_not() -> None:
     assert list(frames.split(frame(64, 7, b"later") + frame(255, 0))) == []
-    for type_ in (11, 12, 63):
+    for type_ in (12, 13, 63):
         with pytest.raises(PeerProtocolError, match="unknown frame type"):
             list(frames.split(frame(type_, 0)))
 
@@ -150,6 +157,8 @@ def test_a_target_that_the_spec_forbids_cannot_be_opened(target: str) -> None:
         (frames.parse_offset, bytes(9)),
         (frames.parse_window, bytes(15)),
         (frames.parse_window, bytes(17)),
+        (frames.parse_return, bytes(15)),
+        (frames.parse_return, bytes(17)),
         (frames.parse_reset, b"\0"),
         (frames.parse_reset, bytes(2) + b"x" * 1025),
         (frames.parse_reset, bytes(2) + b"\xc3"),
@@ -183,6 +192,7 @@ PARSERS = (
     frames.parse_open,
     frames.parse_offset,
     frames.parse_window,
+    frames.parse_return,
     frames.parse_reset,
     frames.parse_go_away,
 )
