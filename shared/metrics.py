@@ -7,6 +7,7 @@ Each name is explained in README.md, "Operate"; a test compares.
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -94,12 +95,22 @@ class MetricsPage:
 
     async def text(self) -> bytes:
         async with self._one_at_a_time:
-            return await asyncio.to_thread(self._render, self._read())
+            metrics = chain(self._read(), [_tasks()])
+            return await asyncio.to_thread(self._render, metrics)
 
     def _render(self, metrics: Iterable[Metric]) -> bytes:
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Fixed(metrics))
         return generate_latest(registry) + generate_latest(self._process)
+
+
+def _tasks() -> Metric:
+    return gauge(
+        "process_asyncio_tasks",
+        "Tasks of the event loop; a number that only grows is a leak.",
+        (),
+        [((), len(asyncio.all_tasks()))],
+    )
 
 
 class _Fixed:

@@ -66,6 +66,7 @@ async def test_a_round_trip_that_nobody_knows_is_absent() -> None:
 async def test_the_process_is_on_the_page_too() -> None:
     written = await page()
     assert written["process_resident_memory_bytes", ()] > 0
+    assert written["process_asyncio_tasks", ()] == len(asyncio.all_tasks())
 
 
 async def test_a_label_may_have_any_text() -> None:
