@@ -3,8 +3,8 @@
 How the parts talk, from the outside in:
 
     cli, settings    the command line `tower-server` and its environment; no decisions
-    admin_cli        the command line `tower`, with admin_console (what its commands share), tables
-                     (text for people), private_output (files for one pair of eyes)
+    admin_cli        the command line `tower`, with access_cli (kubeconfigs and credentials), admin_console
+                     (what its commands share), tables (text for people), private_output (files for one pair of eyes)
                      and admin_client, which speaks to the admin socket
     app              builds everything and hands each part what it needs
     front_door       one port; by the first bytes a connection goes to a member's agent (sealed),
@@ -19,15 +19,18 @@ How the parts talk, from the outside in:
     endpoints        /join/ca, /join/nonce, /join, /healthz as routes, and nothing else
     join, throttle   the steps of a join (proof, rules, certificate, signed answer); guesses are slow
     admin            the admin API: tokens, clusters, kubeconfigs, status; admin_socket: who may open it;
-                     admin_orders reads what is asked, admin_documents says what is answered
+                     admin_orders reads what is asked, admin_documents says what is answered, admin_access
+                     hands out access
     metrics, top     numbers for Prometheus, and for people who watch (`tower top`)
     stores           what outlives the process: tokens and clusters, behind a few domain verbs
     kube             the host's apiserver, for a server whose state lies there: the one home of its client
     membership       the pure rules that a join must pass (token and member UID)
     tokens           the pure rules of one join token
     skew             which agents have another version than the server
-    kubeconfig,      pure: what we print for people to use; token_form picks how a token
-    manifest         is handed out
+    issuer           a cluster's access for an identity: key, certificate, kubeconfig
+    kubeconfig,      pure: what we print for people to use, and (publication) for Argo CD, Flux and their
+    publication,     like; token_form and access_form pick how a token or an access is handed out
+    manifest
 
 Imports point down only. The agent's package is a stranger: what both need is in `shared` or `certs`.
 """

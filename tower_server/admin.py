@@ -20,15 +20,15 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
-from certs import chains, keys
 from certs.authority import Authority
 from certs.joining import JoinString, new_token, verifier_of
 from certs.names import ClusterName
-from shared.durations import format_duration, rfc3339
+from shared.durations import rfc3339
 from shared.errors import Code
 from shared.mux.readings import TunnelReading
 from shared.settings import HostPort
 from shared.version import VERSION
+from tower_server.admin_access import AccessOrders, read_access_order
 from tower_server.admin_documents import (
     cluster_document,
     token_document,
@@ -47,13 +47,7 @@ from tower_server.admin_orders import (
     parse_name,
     read_order,
 )
-from tower_server.kubeconfig import (
-    DEFAULT_TTL,
-    MAX_TTL,
-    MIN_TTL,
-    build_kubeconfig,
-    check_user,
-)
+from tower_server.issuer import AccessIssuer
 from tower_server.registry import ClusterStatus
 from tower_server.skew import version_skew
 from tower_server.stores import ClusterRecord, Store, TokenId, TokenRecord
@@ -107,6 +101,11 @@ class AdminApi:
         self._public_address = public_address
         # A time with a time zone; the wall clock in the real program.
         self._clock = clock
+        self._access = AccessOrders(
+            AccessIssuer(
+                authority=authority, public_address=public_address, clock=clock
+            )
+        )
         self._started_at = clock()
 
     def application(self) -> web.Application:
@@ -278,58 +277,13 @@ class AdminApi:
         )
 
     async def _kubeconfig(self, request: web.Request) -> web.Response:
-        order = await read_order(
-            request, frozenset({"cluster", "user", "groups", "ttl_seconds"})
-        )
-        name = order.cluster()
-        ttl = check_span(
-            "A kubeconfig",
-            order.span("ttl_seconds", DEFAULT_TTL),
-            minimum=MIN_TTL,
-            maximum=MAX_TTL,
-        )
-        try:
-            identity = check_user(order.text("user"), order.texts("groups"))
-        except ValueError as error:
-            raise AdminError(ErrorCode.REFUSED, str(error)) from error
-        now = self._clock()
-        await self._require_joined(name, now)
-        key = keys.new_key()
-        certificate = self._authority.issue_user(
-            key.public_key(),
-            user=identity.user,
-            groups=identity.groups,
-            clusters=frozenset({name}),
-            ttl=ttl,
-            now=now,
-        )
-        text = build_kubeconfig(
-            cluster=name,
-            zone=self._authority.zone,
-            public_address=self._public_address,
-            ca_pem=self._authority.pem,
-            certificate_pem=chains.pem(certificate),
-            key_pem=keys.private_pem(key),
-        )
-        audit(
-            request,
-            "issued a kubeconfig for %s: user %r, groups %r, serial %x, good for %s",
-            name,
-            identity.user,
-            identity.groups,
-            certificate.serial_number,
-            format_duration(ttl),
-        )
+        wanted = await read_access_order(request)
+        name = wanted.cluster
+        await self._require_joined(name, self._clock())
+        status = self._sessions.status(name)
+        version = status.apiserver_version if status else None
         return web.json_response(
-            {
-                "cluster": name,
-                "user": identity.user,
-                "groups": list(identity.groups),
-                "serial": f"{certificate.serial_number:x}",
-                "expires_at": rfc3339(certificate.not_valid_after_utc),
-                "kubeconfig": text,
-            },
-            status=201,
+            self._access.answer(request, wanted, version), status=201
         )
 
     # -- what several need -------------------------------------------------------------------

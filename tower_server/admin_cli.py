@@ -14,8 +14,9 @@ import typer
 from shared.durations import format_duration
 from shared.program import EXIT_USAGE
 from shared.version import VERSION
-from tower_server import tables
+from tower_server import access_cli, tables
 from tower_server.admin_console import (
+    EXIT_STATUS,
     SOCKET_NAME,
     SOCKET_VARIABLE,
     STATE_DIR_VARIABLE,
@@ -41,9 +42,6 @@ from tower_server.private_output import write_private_text
 from tower_server.top import REFRESH_SECONDS, busiest_first, watch, with_rates
 
 __all__ = ["cli", "main"]
-
-EXIT_STATUS = "Exit status: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 cannot reach the server, 5 refused."
-
 
 cli = typer_app(name="tower")
 token_cli = typer_app(
@@ -305,76 +303,10 @@ def remove_cluster(
     )
 
 
-# -- tower kubeconfig, tower status ------------------------------------------------------------
+# -- tower kubeconfig, tower credential, tower status --------------------------------------------
 
 
-@cli.command(epilog=EXIT_STATUS)
-def kubeconfig(
-    context: typer.Context,
-    name: KnownCluster,
-    user: Annotated[
-        str | None,
-        typer.Option(
-            metavar="USER",
-            show_default="tower:admin",
-            help="Who the requests come from in the member, in its RBAC and in its audit log.",
-        ),
-    ] = None,
-    group: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="GROUP",
-            show_default="tower:cluster-admins, if no --user is given either",
-            help="A group of that user. Can be given more than once.",
-        ),
-    ] = None,
-    ttl: Annotated[
-        str,
-        typer.Option(
-            metavar="TIME",
-            help="How long it can be used, from 1m to 30d. Its certificate then expires; get a new one.",
-        ),
-    ] = "8h",
-    out: OutOption = None,
-) -> None:
-    """Write a kubeconfig for a cluster that has joined. It contains a key: keep it to yourself.
-
-    Any Kubernetes client can use it. It is good for this cluster only, and stays good when server or agent
-    restart.
-
-    ```
-    tower kubeconfig alpha --out alpha.kubeconfig
-    kubectl --kubeconfig alpha.kubeconfig get pods -A
-    ```
-
-    **With less power than an admin** (the member's RBAC has to know the names, and its agent has to allow them:
-    `tower-agent run --allow-user jane --allow-group developers`):
-
-    ```
-    tower kubeconfig alpha --user jane --group developers --ttl 1h
-    ```
-    """
-    span = parse_span(ttl)
-    with admin_api(context) as admin:
-        answer = admin.post(
-            "kubeconfig",
-            order={
-                "cluster": name,
-                "user": user,
-                "groups": group or None,
-                "ttl_seconds": int(span.total_seconds()),
-            },
-        )
-        path = write_private_text(answer["kubeconfig"], out)
-    if path is None:
-        return
-    groups = (
-        f", groups {', '.join(answer['groups'])}" if answer["groups"] else ", no groups"
-    )
-    say(
-        f"Written to {path}: user {answer['user']}{groups}, until {answer['expires_at']}.\n"
-        f"Next: kubectl --kubeconfig {path} get nodes"
-    )
+access_cli.add_commands(cli)
 
 
 @cli.command(epilog=EXIT_STATUS)

@@ -18,6 +18,7 @@ from tower_server.admin_client import AdminClient, CommandFailed
 from tower_server.tables import harmless
 
 __all__ = [
+    "EXIT_STATUS",
     "SOCKET_NAME",
     "SOCKET_VARIABLE",
     "STATE_DIR_VARIABLE",
@@ -35,10 +36,13 @@ __all__ = [
     "now",
     "parse_span",
     "say",
+    "socket_path",
     "stdin_is_terminal",
     "stdout_is_terminal",
     "typer_app",
 ]
+
+EXIT_STATUS = "Exit status: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 cannot reach the server, 5 refused."
 
 SOCKET_VARIABLE = "TOWER_ADMIN_SOCKET"
 STATE_DIR_VARIABLE = "TOWER_STATE_DIR"
@@ -82,7 +86,7 @@ def typer_app(**settings: Any) -> typer.Typer:
     )
 
 
-def _socket_path(option: str | None) -> Path:
+def socket_path(option: str | None) -> Path:
     """The admin socket: --socket (or its variable), else the one in the server's state directory.
 
     Raises:
@@ -103,7 +107,7 @@ def _socket_path(option: str | None) -> Path:
 def admin_api(context: typer.Context) -> Iterator[AdminClient]:
     """The server's admin API; what fails inside ends the command with a sentence and its exit status."""
     try:
-        yield AdminClient(_socket_path(context.find_root().params.get("socket")))
+        yield AdminClient(socket_path(context.find_root().params.get("socket")))
     except CommandFailed as error:
         say(f"Error: {error}")
         raise typer.Exit(error.exit_code) from None
@@ -116,7 +120,7 @@ def names_known_as(
 
     def complete(context: typer.Context, incomplete: str) -> list[str]:
         try:
-            path = _socket_path(context.find_root().params.get("socket"))
+            path = socket_path(context.find_root().params.get("socket"))
             answer = AdminClient(path, COMPLETION_TIMEOUT_SECONDS).get(resource)
             names = [str(item[field]) for item in answer[resource]]
         except Exception:

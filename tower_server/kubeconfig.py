@@ -9,9 +9,10 @@ It is an ordinary kubeconfig. Two things in it are on purpose:
 """
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import yaml
 
@@ -25,6 +26,9 @@ __all__ = [
     "DEFAULT_USER",
     "KubeconfigUser",
     "build_kubeconfig",
+    "client_certificate",
+    "credential_plugin",
+    "merge_kubeconfigs",
     "MAX_TTL",
     "MIN_TTL",
     "check_user",
@@ -85,19 +89,44 @@ def cluster_url(public_address: HostPort, cluster: ClusterName) -> str:
     return f"https://{public_address}/clusters/{cluster}"
 
 
+def client_certificate(certificate_pem: bytes, key_pem: bytes) -> dict[str, Any]:
+    """The `user` of a kubeconfig that brings its certificate, and its private key, along."""
+    return {
+        "client-certificate-data": _base64(certificate_pem),
+        "client-key-data": _base64(key_pem),
+    }
+
+
+def credential_plugin(arguments: Sequence[str]) -> dict[str, Any]:
+    """The `user` of a kubeconfig without a secret: kubectl asks `tower credential` for one."""
+    return {
+        "exec": {
+            "apiVersion": "client.authentication.k8s.io/v1",
+            "command": "tower",
+            "args": list(arguments),
+            "interactiveMode": "Never",
+            "installHint": "The command `tower` is missing: install Tower's package, or use a kubeconfig that "
+            "`tower kubeconfig` made without --exec.",
+        }
+    }
+
+
 def build_kubeconfig(
     *,
     cluster: ClusterName,
     zone: str,
     public_address: HostPort,
     ca_pem: bytes,
-    certificate_pem: bytes,
-    key_pem: bytes,
+    user: Mapping[str, Any],
 ) -> str:
     """Build the YAML text; the same arguments give the same text.
 
     Cluster, context and user all have the cluster's name, so that the files of several clusters
-    can be merged by KUBECONFIG=a:b. The text contains the private key.
+    can be merged, by KUBECONFIG=a:b or `merge_kubeconfigs`.
+
+    Args:
+        user: Of `client_certificate`, and then the text contains the private key; or of
+            `credential_plugin`.
     """
     document = {
         "apiVersion": "v1",
@@ -115,10 +144,7 @@ def build_kubeconfig(
         "users": [
             {
                 "name": str(cluster),
-                "user": {
-                    "client-certificate-data": _base64(certificate_pem),
-                    "client-key-data": _base64(key_pem),
-                },
+                "user": dict(user),
             }
         ],
         "contexts": [
@@ -129,8 +155,17 @@ def build_kubeconfig(
         ],
         "current-context": str(cluster),
     }
-    # An endless width: a folded key would be legal YAML, and hard to paste.
-    return yaml.safe_dump(document, sort_keys=False, width=float("inf"))
+    return _text(document)
+
+
+def merge_kubeconfigs(texts: Sequence[str]) -> str:
+    """Put texts of `build_kubeconfig` into one, a context each; the first is the current one."""
+    documents = [yaml.safe_load(text) for text in texts]
+    merged = documents[0]
+    for document in documents[1:]:
+        for section in ("clusters", "users", "contexts"):
+            merged[section] += document[section]
+    return _text(merged)
 
 
 def _check_name(kind: str, name: str) -> None:
@@ -143,6 +178,11 @@ def _check_name(kind: str, name: str) -> None:
         parse_principal(name)
     except ValueError as error:
         raise ValueError(f"The {kind} is refused: {error}.") from error
+
+
+def _text(document: Any) -> str:
+    # An endless width: a folded key would be legal YAML, and hard to paste.
+    return yaml.safe_dump(document, sort_keys=False, width=float("inf"))
 
 
 def _base64(data: bytes) -> str:

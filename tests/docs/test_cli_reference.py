@@ -48,7 +48,7 @@ def test_the_reference_has_the_commands_of_all_three_programs() -> None:
     for command in (
         "`tower token create CLUSTER`",
         "`tower cluster remove NAME`",
-        "`tower kubeconfig NAME`",
+        "`tower kubeconfig NAME...`",
         "`tower-server serve`",
         "`tower-agent run`",
         "`tower-agent check`",

@@ -1,4 +1,4 @@
-"""The command `tower` against a real admin API on its real socket.
+"""The command `tower` (kubeconfigs apart) against a real admin API on its real socket.
 
 Aspects: what goes to stdout and what to stderr, exit statuses, empty states, ages in tables and
 times in JSON, files with secrets, sockets that do not answer, hostile words of agents, completion.
@@ -277,60 +277,6 @@ def test_a_person_is_asked_before_a_cluster_is_removed(
         0 if removed else 1,
         removed,
     )
-
-
-# Kubeconfigs
-
-
-def test_a_kubeconfig_on_stdout_is_nothing_but_a_kubeconfig(
-    server: AdminServer,
-) -> None:
-    join(server, "alpha")
-    result = tower(server, "kubeconfig", "alpha")
-    assert yaml.safe_load(done(result))["current-context"] == "alpha"
-    assert result.stderr == ""
-
-
-def test_a_kubeconfig_in_a_file_is_private_and_the_next_command_is_said(
-    server: AdminServer, tmp_path: Path
-) -> None:
-    join(server, "alpha")
-    out = tmp_path / "alpha.kubeconfig"
-    out.write_text("an older one, open to all")
-    out.chmod(0o644)
-    result = tower(server, "kubeconfig", "alpha", "--out", str(out))
-    assert done(result) == ""
-    assert yaml.safe_load(out.read_text())["kind"] == "Config"
-    assert stat.S_IMODE(out.stat().st_mode) == 0o600
-    assert f"kubectl --kubeconfig {out} get nodes" in result.stderr
-    assert sorted(path.name for path in tmp_path.glob("*kubeconfig*")) == [out.name]
-
-
-def test_user_groups_and_time_reach_the_server(
-    server: AdminServer, tmp_path: Path
-) -> None:
-    join(server, "alpha")
-    arguments = ["--user", "jane", "--group", "dev", "--group", "ops", "--ttl", "1h"]
-    result = tower(
-        server, "kubeconfig", "alpha", *arguments, "--out", str(tmp_path / "k")
-    )
-    end = (server.now + timedelta(hours=1)).isoformat().replace("+00:00", "Z")
-    assert f"user jane, groups dev, ops, until {end}" in result.stderr
-
-
-def test_a_system_name_is_refused(server: AdminServer) -> None:
-    join(server, "alpha")
-    result = tower(server, "kubeconfig", "alpha", "--group", "system:masters")
-    assert "belongs to Kubernetes itself" in failed(result, 5)
-
-
-def test_a_file_that_cannot_be_written_is_said_to_be(
-    server: AdminServer, tmp_path: Path
-) -> None:
-    join(server, "alpha")
-    for out in (tmp_path / "no" / "where", tmp_path):
-        result = tower(server, "kubeconfig", "alpha", "--out", str(out))
-        assert "choose another file with --out" in failed(result, 1)
 
 
 # Status

@@ -13,7 +13,10 @@ from tower_server.kubeconfig import (
     MAX_GROUPS,
     build_kubeconfig,
     check_user,
+    client_certificate,
     cluster_url,
+    credential_plugin,
+    merge_kubeconfigs,
 )
 
 ALPHA = ClusterName("alpha")
@@ -25,8 +28,7 @@ def build(**changes: object) -> str:
         "zone": "clusters.tower.internal",
         "public_address": HostPort(host="tower.example.com", port=8443),
         "ca_pem": b"the CA",
-        "certificate_pem": b"the certificate",
-        "key_pem": b"the key",
+        "user": client_certificate(b"the certificate", b"the key"),
     }
     return build_kubeconfig(**(arguments | changes))  # type: ignore[arg-type]
 
@@ -68,7 +70,7 @@ def test_the_same_arguments_give_the_same_text() -> None:
 def test_a_long_key_is_not_folded() -> None:
     assert all(
         "client-key-data: " in line
-        for line in build(key_pem=b"k" * 900).splitlines()
+        for line in build(user=client_certificate(b"c", b"k" * 900)).splitlines()
         if "a2tra2" in line
     )
 
@@ -123,3 +125,23 @@ def test_a_user_that_does_not_fit_into_a_certificate_is_refused() -> None:
 def test_too_many_groups_are_refused() -> None:
     with pytest.raises(ValueError, match="more than"):
         check_user("jane", [f"group-{number}" for number in range(MAX_GROUPS + 1)])
+
+
+def test_without_a_secret_it_names_the_plugin() -> None:
+    (user,) = yaml.safe_load(build(user=credential_plugin(["credential", "alpha"])))[
+        "users"
+    ]
+    plugin = user["user"]["exec"]
+    assert (plugin["command"], plugin["args"]) == ("tower", ["credential", "alpha"])
+    assert plugin["apiVersion"] == "client.authentication.k8s.io/v1"
+    # client-go demands it of this version.
+    assert plugin["interactiveMode"] == "Never"
+
+
+def test_merged_each_cluster_is_a_context_and_the_first_is_current() -> None:
+    merged = yaml.safe_load(
+        merge_kubeconfigs([build(), build(cluster=ClusterName("beta"))])
+    )
+    assert merged["current-context"] == "alpha"
+    for section in ("clusters", "users", "contexts"):
+        assert [entry["name"] for entry in merged[section]] == ["alpha", "beta"]
