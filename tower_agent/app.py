@@ -1,6 +1,6 @@
 """Wires the agent: credentials (joining if there are none), tunnel, targets, reports.
 
-link ──dials──▶ server            reporter ──control stream──▶ server
+links ──dial──▶ server            reporter ──control stream──▶ server
 server ──streams──▶ dispatcher ─┬─ sealed ──▶ TLS end ──▶ relay ──▶ pool ──▶ apiserver
                                 └─ tcp/NAME ──▶ raw target
 """
@@ -63,6 +63,7 @@ _log = logging.getLogger(__name__)
 
 # For the last words to the server when the agent stops.
 STOP_SECONDS = 2.0
+STOPPING = "the agent stops"
 
 
 async def run(settings: AgentSettings) -> None:
@@ -219,14 +220,12 @@ def _store(settings: AgentSettings, request: MemberRequest) -> CredentialStore:
 
 
 def _place(settings: AgentSettings) -> str:
-    """Where this agent runs, and as which process: PLACE.PROCESS.
+    """Where this agent runs: the same after a restart, and another for another replica.
 
-    The place is the same after a restart, and another for another replica. It is a digest,
-    because the names of machines and folders are not the host's business.
+    It is a digest, because the names of machines and folders are not the host's business.
     """
     state = settings.state_secret or settings.state_dir
-    place = hashlib.sha256(f"{socket.gethostname()} {state}".encode()).hexdigest()[:32]
-    return f"{place}.{secrets.token_hex(8)}"
+    return hashlib.sha256(f"{socket.gethostname()} {state}".encode()).hexdigest()[:32]
 
 
 class _Agent:
@@ -256,7 +255,6 @@ class _Agent:
                 clock=time.monotonic,
             ),
         )
-        self._link = Link(self._dial, self._connected, random.SystemRandom())
         policy = Policy(users=settings.allow_users, groups=settings.allow_groups)
         self._sealed = SealedFace(
             sealed_server(
@@ -268,29 +266,46 @@ class _Agent:
             pool=pool,
         )
         targets = {target.name: target.address for target in settings.targets}
-        self._dispatcher = Dispatcher(
-            RawTargets(targets, self._tasks),
+        self._raw = RawTargets(targets, self._tasks)
+        self._place, self._instance = _place(settings), secrets.token_hex(8)
+        # One for each tunnel: each dials, resumes and drains by itself.
+        self._links = [self._make_link(number) for number in range(settings.tunnels)]
+
+    def _make_link(self, number: int) -> Link:
+        def connected(connection: TunnelConnection, hello: Hello) -> None:
+            self._connected(connection, hello, number)
+
+        async def dial(resume: Session | None) -> TunnelConnection:
+            return await dialer.dial(resume)
+
+        link = Link(dial, connected, random.SystemRandom())
+        dispatcher = Dispatcher(
+            self._raw,
             self._sealed.open,
-            self._link.tunnel_ready,
-            self._link.tunnel_lost,
-            self._link.going_away,
+            link.tunnel_ready,
+            link.tunnel_lost,
+            link.going_away,
         )
-        # One for all dials, for as long as the credentials are the same.
-        self._dialer = Dialer(
-            credentials,
-            self._dispatcher,
-            place=_place(settings),
+        # For all dials of this link, for as long as the credentials are the same.
+        dialer = Dialer(
+            self._credentials,
+            dispatcher,
+            place=self._place,
+            instance=self._instance,
             budget=self._budget,
         )
+        return link
 
     def not_ready(self) -> str | None:
         """Why the host cannot use the member through this agent now, if that is so."""
         if self._is_draining:
             return "draining: the agent stops"
-        return None if self._link.current is not None else "no tunnel to the server"
+        if any(link.current is not None for link in self._links):
+            return None
+        return "no tunnel to the server"
 
     def metrics(self) -> Iterable[Metric]:
-        sessions = [tunnel.session for tunnel in self._link.tunnels]
+        sessions = [t.session for link in self._links for t in link.tunnels]
         return agent_metrics(
             self._credentials.cluster,
             read_sessions(sessions, self._counters, uncounted_target=CONTROL_TARGET),
@@ -303,7 +318,8 @@ class _Agent:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._reporter.run(), name="agent: reporter")
-                group.create_task(self._link.run(), name="agent: link")
+                for number, link in enumerate(self._links):
+                    group.create_task(link.run(), name=f"agent: link {number}")
         except* LinkEnded as ended:
             raise ProgramFailed(
                 str(ended.exceptions[0]), exit_code=EXIT_REFUSED
@@ -312,18 +328,21 @@ class _Agent:
     async def drain(self, seconds: float) -> None:
         """Want no new streams, and let those that run end within so many seconds."""
         self._is_draining = True
-        await self._link.drain("the agent stops", seconds)
+        async with asyncio.TaskGroup() as group:
+            for link in self._links:
+                group.create_task(link.drain(STOPPING, seconds), name="agent: drain")
 
     async def close(self) -> None:
         """Take leave of the server; streams end."""
-        self._sealed.close("the agent stops")
-        await self._link.close("the agent stops", STOP_SECONDS)
+        self._sealed.close(STOPPING)
+        async with asyncio.TaskGroup() as group:
+            for link in self._links:
+                group.create_task(link.close(STOPPING, STOP_SECONDS), name="agent: end")
         await self._tasks.close()
 
-    async def _dial(self, resume: Session | None) -> TunnelConnection:
-        return await self._dialer.dial(resume)
-
-    def _connected(self, connection: TunnelConnection, hello: Hello) -> None:
+    def _connected(
+        self, connection: TunnelConnection, hello: Hello, number: int
+    ) -> None:
         self._counters.take_over(connection.session)
         address = self._credentials.server_address
         _log.info("connected to %s (%s)", address, hello.software)
@@ -333,4 +352,4 @@ class _Agent:
                 f"tower-agent ready: {self._credentials.cluster} connected to {address}",
                 flush=True,
             )
-        self._reporter.connected(connection, resumed=hello.resume)
+        self._reporter.connected(connection, resumed=hello.resume, number=number)

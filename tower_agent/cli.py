@@ -15,6 +15,7 @@ from tower_agent.settings import (
     DEFAULT_ALLOW_GROUPS,
     DEFAULT_ALLOW_USERS,
     DEFAULT_WINDOW_MEMORY,
+    MAX_TUNNELS,
     AgentSettings,
     parse_agent_settings,
 )
@@ -197,6 +198,17 @@ def run(
             "one tunnel at most half of it. Near the limit streams get smaller, and none stops.",
         ),
     ] = DEFAULT_WINDOW_MEMORY,
+    tunnels: Annotated[
+        int,
+        typer.Option(
+            metavar="NUMBER",
+            envvar="TOWER_AGENT_TUNNELS",
+            rich_help_panel=TUNNEL,
+            help=f"How many tunnels to hold at a time, 1 to {MAX_TUNNELS}. New streams go to the one with the fewest; "
+            "when one is cut, the others serve. More than one helps where something on the way limits or cuts "
+            "single TCP connections.",
+        ),
+    ] = 1,
     drain_time: Annotated[
         str,
         typer.Option(
@@ -249,6 +261,7 @@ def run(
         ca_file=ca_file,
         health=health,
         window_memory=window_memory,
+        tunnels=tunnels,
         drain_time=drain_time,
         log_level=log_level,
         log_format=log_format,

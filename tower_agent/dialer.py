@@ -75,12 +75,15 @@ class Dialer:
         environ: Mapping[str, str] = os.environ,
         *,
         place: str = "",
+        instance: str = "",
         budget: WindowBudget | None = None,
     ) -> None:
         # Memory for windows, of all tunnels together.
         self._budget = budget
         # Told in HELLO: sessions of an earlier process in this place are over.
         self._place = place
+        # ... and those of this process are its other tunnels.
+        self._instance = instance
         self._credentials = credentials
         self._owner = owner
         self._proxy = proxy_for(
@@ -128,6 +131,7 @@ class Dialer:
             window_bytes=INITIAL_WINDOW_BYTES,
             software=f"tower-agent/{VERSION}",
             place=self._place,
+            instance=self._instance,
         )
         if resume is not None and resume.closed:
             resume = None  # its time was up while we dialled

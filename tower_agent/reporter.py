@@ -36,15 +36,50 @@ LAST_REOPEN_SECONDS = 60.0
 
 
 class Reporter:
-    """Asks the apiserver, and reports over whichever tunnel is current."""
+    """Asks the apiserver, and reports over every tunnel."""
 
     def __init__(self, credentials: Credentials, probe: MemberProbe) -> None:
-        self._zone = credentials.zone
-        self._context = inner_client(
+        self.zone = credentials.zone
+        self.context = inner_client(
             credentials.certificate_pem, credentials.key_pem, credentials.ca_pem
         )
         self._probe = probe
-        # The newest tunnel; None before the first.
+        # By the number of the tunnel: an agent has several, each renewed by itself.
+        self._channels: dict[int, _Channel] = {}
+        # The last report, to be repeated on a new stream.
+        self.report = MemberReport()
+
+    def connected(
+        self, tunnel: TunnelConnection, *, resumed: bool, number: int = 0
+    ) -> None:
+        """Open a control stream on a new tunnel; what is open on an older one stays.
+
+        When the tunnel goes on with an earlier session, so does the stream in it.
+        """
+        channel = self._channels.setdefault(number, _Channel(self))
+        channel.connected(tunnel, resumed=resumed)
+
+    async def run(self) -> None:
+        """Ask and report until cancelled."""
+        try:
+            while True:
+                report = await self._probe.ask()
+                if report != self.report:
+                    self.report = report
+                    for channel in self._channels.values():
+                        channel.send()
+                await asyncio.sleep(ASK_EVERY_SECONDS)
+        finally:
+            for channel in self._channels.values():
+                channel.close()
+
+
+class _Channel:
+    """The control stream of one tunnel, and of those that follow it."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        # The newest tunnel; None before the first, and at the end.
         self._tunnel: TunnelConnection | None = None
         # The newest control stream, from its opening to its end.
         self._end: TlsEnd | None = None
@@ -55,41 +90,23 @@ class Reporter:
         self._reopen_seconds = FIRST_REOPEN_SECONDS
         # Set while that pause lasts.
         self._reopening: asyncio.TimerHandle | None = None
-        # The last report, to be repeated on a new stream.
-        self._report = MemberReport()
 
     def connected(self, tunnel: TunnelConnection, *, resumed: bool) -> None:
-        """Open a control stream on a new tunnel; what is open on an older one stays.
-
-        When the tunnel goes on with an earlier session, so does the stream in it.
-        """
         self._tunnel = tunnel
         self._reopen_seconds = FIRST_REOPEN_SECONDS
         if not resumed or self._end is None:
             self._open()
 
-    async def run(self) -> None:
-        """Ask and report until cancelled."""
-        try:
-            while True:
-                report = await self._probe.ask()
-                if report != self._report:
-                    self._report = report
-                    self._send()
-                await asyncio.sleep(ASK_EVERY_SECONDS)
-        finally:
-            self._tunnel = None
-            self._stop_reopening()
+    def close(self) -> None:
+        """Open no more streams; what is open ends with its tunnel."""
+        self._tunnel = None
+        self._stop_reopening()
 
-    # The apiserver
-
-    def _send(self) -> None:
-        report = self._report.to_json()
+    def send(self) -> None:
+        report = self._reporter.report.to_json()
         if self._end is not None and self._is_secured and report:
             line = json.dumps({"kind": "report", **report}) + "\n"
             self._end.write(line.encode())
-
-    # The control stream
 
     def _open(self) -> None:
         self._stop_reopening()
@@ -104,7 +121,7 @@ class Reporter:
             self._reopen_later(str(error))
             return
         end = TlsEnd(
-            self._context,
+            self._reporter.context,
             server_side=False,
             on_handshake=self._secured,
             call_later=loop.call_later,
@@ -116,10 +133,10 @@ class Reporter:
 
     def _secured(self, stream: ByteStream, connection: ssl.SSLObject) -> StreamHandler:
         certificate = peer_certificate(connection, protocol=INNER_PROTOCOL)
-        require_role(certificate, ServerRole(zone=self._zone))
+        require_role(certificate, ServerRole(zone=self._reporter.zone))
         if stream is self._end:
             self._is_secured = True
-            self._send()
+            self.send()
         return _ControlHandler(self, stream)
 
     def stream_ended(self, stream: ByteStream, reason: str) -> None:
@@ -148,8 +165,8 @@ class Reporter:
 class _ControlHandler:
     """The server says nothing on a control stream yet; what it says is skipped."""
 
-    def __init__(self, reporter: Reporter, stream: ByteStream) -> None:
-        self._reporter = reporter
+    def __init__(self, channel: _Channel, stream: ByteStream) -> None:
+        self._channel = channel
         self._stream = stream
 
     def data_received(self, data: bytes | memoryview) -> None:
@@ -157,10 +174,10 @@ class _ControlHandler:
 
     def eof_received(self) -> None:
         self._stream.write_eof()
-        self._reporter.stream_ended(self._stream, "the server closed it")
+        self._channel.stream_ended(self._stream, "the server closed it")
 
     def stream_closed(self, error: StreamReset | None) -> None:
-        self._reporter.stream_ended(self._stream, str(error or "the server closed it"))
+        self._channel.stream_ended(self._stream, str(error or "the server closed it"))
 
     def pause_writing(self) -> None:
         pass  # a report is a few hundred bytes every few seconds at most

@@ -34,6 +34,7 @@ __all__ = [
     "DEFAULT_ALLOW_GROUPS",
     "DEFAULT_ALLOW_USERS",
     "DEFAULT_WINDOW_MEMORY",
+    "MAX_TUNNELS",
     "AgentSettings",
     "JoinSource",
     "SecretReference",
@@ -44,6 +45,10 @@ __all__ = [
 DEFAULT_WINDOW_MEMORY = f"{DEFAULT_WINDOW_MEMORY_BYTES // 2**20}Mi"
 DEFAULT_ALLOW_USERS = ("tower:admin",)
 DEFAULT_ALLOW_GROUPS = ("tower:cluster-admins",)
+
+# Four TCP connections fill whatever path holds one back, and hold the others' streams when one
+# is cut. Each costs the server memory and a handshake at every return.
+MAX_TUNNELS = 4
 
 # Stands for every name that does not begin with `system:`.
 ANY_NAME = "*"
@@ -145,6 +150,8 @@ class AgentSettings:
     health: HostPort | None = None
     # What all streams together may hold beyond their first windows.
     window_memory_bytes: int = DEFAULT_WINDOW_MEMORY_BYTES
+    # How many tunnels to hold at a time; streams are spread over them.
+    tunnels: int = 1
     # How long running streams get to end when the agent is asked to stop.
     drain_time: timedelta = DEFAULT_DRAIN_TIME
     log: LogSettings = LogSettings()
@@ -163,6 +170,7 @@ def parse_agent_settings(
     ca_file: str | Path | None = None,
     health: str | None = None,
     window_memory: str = DEFAULT_WINDOW_MEMORY,
+    tunnels: int = 1,
     drain_time: str = "20s",
     log_level: str = "info",
     log_format: str = "text",
@@ -198,6 +206,7 @@ def parse_agent_settings(
             setting="--window-memory",
             at_least_bytes=MIN_WINDOW_MEMORY_BYTES,
         ),
+        tunnels=_parse_tunnels(tunnels),
         drain_time=parse_drain_time(drain_time),
         log=parse_log_settings(log_level, log_format),
     )
@@ -256,6 +265,15 @@ def _parse_names(
         except ValueError as error:
             raise SettingsError(f"{setting}: {error}.") from error
     return frozenset(names or default)
+
+
+def _parse_tunnels(count: int) -> int:
+    if not 1 <= count <= MAX_TUNNELS:
+        raise SettingsError(
+            f"--tunnels {count} is not a number from 1 to {MAX_TUNNELS}: one is enough for most; more help where "
+            "single TCP connections are held back or cut."
+        )
+    return count
 
 
 def _path(value: str | Path | None) -> Path | None:

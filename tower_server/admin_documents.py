@@ -14,7 +14,7 @@ from shared.member.report import MemberReport
 from shared.mux.readings import TunnelReading
 from shared.settings import HostPort
 from tower_server.kubeconfig import cluster_url
-from tower_server.registry import ClusterStatus
+from tower_server.registry import ClusterStatus, TunnelStatus
 from tower_server.stores import ClusterRecord, TokenRecord
 from tower_server.tokens import TokenState, state_of
 
@@ -75,6 +75,11 @@ def cluster_document(
         "warnings": warnings_of(record, report, now) if record else [],
         "open_streams": status.open_streams if status else 0,
         "sessions": status.sessions if status else 0,
+        "tunnels": [
+            _tunnel(tunnel)
+            for tunnel in (status.tunnels if status else ())
+            if record and not record.is_direct
+        ],
         "joined_at": _optional(record.joined_at if record else None),
         "member_uid": record.member_uid if record else None,
         "url": cluster_url(public_address, name),
@@ -105,6 +110,16 @@ def warnings_of(
             f"`tower cluster set-kubeconfig {record.name}`."
         ]
     return [f"The credential in its agent's kubeconfig {when}: renew it in the member."]
+
+
+def _tunnel(tunnel: TunnelStatus) -> dict[str, Any]:
+    return {
+        "state": tunnel.state,
+        "since": rfc3339(tunnel.since),
+        "rtt_seconds": _rounded(tunnel.rtt_seconds),
+        "open_streams": tunnel.open_streams,
+        "agent_version": tunnel.agent_version,
+    }
 
 
 def traffic_document(status: ClusterStatus, reading: TunnelReading) -> dict[str, Any]:

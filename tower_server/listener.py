@@ -356,15 +356,22 @@ class TunnelListener:
     def _end_predecessors(self, session: LiveSession) -> None:
         """A process that begins anew in a place has forgotten that place's sessions.
 
-        Those that are parked end now. So do those that we still believe in, unless they are
-        of the same process: it may have dialled twice, and finish what the older one has.
+        Those that are parked end now, and so do those that we still believe in; unless they
+        are of the same process (its other tunnels), or of one that drains.
         """
         if not session.place:
             return
         reason = "the agent was restarted"
-        self._parking.end(session.is_of_place, Code.SESSION_LOST, reason)
+        self._parking.end(
+            lambda other: (
+                session.is_of_place(other) and not session.is_sibling_of(other)
+            ),
+            Code.SESSION_LOST,
+            reason,
+        )
         for other in self._registry.sessions_of(session.cluster):
-            if session.is_of_place(other) and other.process != session.process:
+            is_gone = session.is_of_place(other) and not session.is_sibling_of(other)
+            if is_gone and not other.connection.session.peer_draining:
                 other.connection.close(Code.SESSION_LOST, reason)
 
     def stream_opened(self, connection: TunnelConnection, stream: Stream) -> None:

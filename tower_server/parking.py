@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from certs.assertion import AgentIdentity
 from shared.errors import Code
 from shared.mux.session import Session
-from tower_server.registry import LiveSession
+from tower_server.registry import MAX_SESSIONS_PER_CLUSTER, LiveSession
 
 __all__ = ["MAX_PARKED_PER_CLUSTER", "Parked", "Parking"]
 
 _log = logging.getLogger(__name__)
 
 # As many as a cluster may have live ones; more can only be an agent that goes wrong.
-MAX_PARKED_PER_CLUSTER = 8
+MAX_PARKED_PER_CLUSTER = MAX_SESSIONS_PER_CLUSTER
 
 
 # Cluster, serial of the agent's certificate, session id.

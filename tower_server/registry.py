@@ -2,8 +2,11 @@
 
 The one place that the front door, the entries, the admin API and the listener ask. The
 store remembers across restarts; this holds what lives only while the process does.
-Several sessions of one cluster are normal (a rolling update, two replicas): the newest
-usable one gets new streams, the older ones finish what they have.
+Several sessions of one cluster are normal. Those of one agent process are its tunnels: each
+new stream goes to the one with the fewest. Those of several processes (a rolling update,
+two replicas): the newest process gets new streams, the older ones finish what they have.
+
+Longer than our files are: who is picked and what is told of it look at the same few fields.
 """
 
 import asyncio
@@ -28,14 +31,27 @@ __all__ = [
     "ClusterStatus",
     "LiveSession",
     "Registry",
+    "TunnelStatus",
 ]
 
 # What an agent opens a stream to for its reports.
 CONTROL_TARGET = "control"
 
-# Sessions of one cluster at a time: two replicas, each twice during a rolling update,
-# and as many again that are dead but not yet noticed.
-MAX_SESSIONS_PER_CLUSTER = 8
+# Sessions of one cluster at a time: two replicas with four tunnels, each twice during a
+# rolling update, and as many again that are dead but not yet noticed.
+MAX_SESSIONS_PER_CLUSTER = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunnelStatus:
+    """One of a cluster's sessions. Active ones get new streams; those of an older agent process
+    stand by; draining ones only finish what they have."""
+
+    state: Literal["active", "standby", "draining"]
+    since: datetime
+    rtt_seconds: float | None
+    open_streams: int
+    agent_version: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +67,8 @@ class ClusterStatus:
     report: MemberReport = MemberReport()
     open_streams: int = 0
     sessions: int = 0
+    # Each of these sessions, the oldest first.
+    tunnels: tuple[TunnelStatus, ...] = ()
     member_uid: str | None = None
 
     @property
@@ -74,7 +92,9 @@ class LiveSession:
         self.connection = connection
         # The agent's name and version, and where it runs, as its HELLO says. Empty if it is us.
         self.software = hello.software
-        self.place, _, self.process = hello.place.partition(".")
+        self.place, self.instance = hello.place, hello.instance
+        # When it was last given a stream, as a count of its cluster's streams.
+        self.picked_at = 0
         self.connected_at = datetime.now(UTC)
         # Renewed by each report over the control stream.
         self.report = MemberReport()
@@ -95,6 +115,14 @@ class LiveSession:
     def is_of_place(self, other: "LiveSession") -> bool:
         """Whether another session is of the same agent in the same place."""
         return other.is_of(self.identity) and other.place == self.place
+
+    def is_sibling_of(self, other: "LiveSession") -> bool:
+        """Whether it is another session of the same agent process (or itself)."""
+        return self is other or (
+            self.instance != ""
+            and self.instance == other.instance
+            and self.is_of_place(other)
+        )
 
     def go_on(self, connection: Tunnel) -> None:
         """Another connection carries the session now."""
@@ -140,10 +168,47 @@ class _Cluster:
         self.last: LiveSession | None = None
         # Of all its sessions, also those that are over.
         self.counters = Counters()
+        # Counts what sessions were picked for.
+        self.picks = 0
         self.waiters: set[asyncio.Future[None]] = set()
 
     def newest_usable(self) -> LiveSession | None:
         return next((s for s in reversed(self.sessions) if s.usable), None)
+
+    def least_loaded(self) -> LiveSession | None:
+        """Of the newest usable session and its siblings the one with the fewest streams; among
+        equals whose turn was longest ago, so that short requests take turns."""
+        newest = self.newest_usable()
+        if newest is None or len(self.sessions) == 1:
+            return newest
+        siblings = (s for s in self.sessions if s.usable and s.is_sibling_of(newest))
+        chosen = min(
+            siblings,
+            key=lambda s: (s.connection.session.own_stream_count, s.picked_at),
+        )
+        self.picks += 1
+        chosen.picked_at = self.picks
+        return chosen
+
+    def tunnels(self) -> tuple[TunnelStatus, ...]:
+        """How each session stands, the oldest first."""
+        newest = self.newest_usable()
+
+        def state_of(session: LiveSession) -> Literal["active", "standby", "draining"]:
+            if newest is None or not session.usable:
+                return "draining"
+            return "active" if session.is_sibling_of(newest) else "standby"
+
+        return tuple(
+            TunnelStatus(
+                state=state_of(session),
+                since=session.connected_at,
+                rtt_seconds=session.rtt_seconds,
+                open_streams=session.user_streams,
+                agent_version=session.software or None,
+            )
+            for session in self.sessions
+        )
 
     def newest_reaching(self) -> LiveSession | None:
         """The newest usable one, if the member is at its other end."""
@@ -231,9 +296,9 @@ class Registry:
             cluster.note_absence()
 
     def pick(self, name: ClusterName) -> LiveSession | None:
-        """The session for a new stream: the newest that is usable."""
+        """The session for a new stream: a usable one of the newest agent process."""
         cluster = self._clusters.get(name)
-        return cluster.newest_usable() if cluster is not None else None
+        return cluster.least_loaded() if cluster is not None else None
 
     async def wait_for(
         self, name: ClusterName, timeout_seconds: float
@@ -306,6 +371,7 @@ class Registry:
             report=newest.report,
             open_streams=streams,
             sessions=len(cluster.sessions),
+            tunnels=cluster.tunnels(),
             member_uid=cluster.member_uid,
         )
 
@@ -323,6 +389,7 @@ class Registry:
             report=self._last_report(cluster),
             open_streams=streams,
             sessions=len(cluster.sessions),
+            tunnels=cluster.tunnels(),
             member_uid=cluster.member_uid,
         )
 

@@ -118,8 +118,11 @@ def cluster_details(cluster: Document, now: datetime) -> Table:
         ("Since", _moment(cluster["since"], now)),
         ("Round trip", _milliseconds(cluster["rtt_seconds"])),
         ("Open streams", str(cluster["open_streams"])),
-        ("Sessions", str(cluster["sessions"])),
         ("Connection", cluster["connection"]),
+        *(
+            (f"Tunnel {number}", _tunnel(tunnel, now))
+            for number, tunnel in enumerate(cluster["tunnels"], 1)
+        ),
         ("Agent", cluster["agent_version"]),
         ("Apiserver", cluster["apiserver_version"]),
         ("Apiserver error", cluster["apiserver_error"]),
@@ -131,6 +134,18 @@ def cluster_details(cluster: Document, now: datetime) -> Table:
         ("URL", cluster["url"]),
         ("TLS server name", cluster["tls_server_name"]),
     )
+
+
+def _tunnel(tunnel: Document, now: datetime) -> str:
+    count = tunnel["open_streams"]
+    parts = (
+        tunnel["state"],
+        f"since {_age(tunnel['since'], now)}",
+        _milliseconds(tunnel["rtt_seconds"]),
+        f"{count} stream{'' if count == 1 else 's'}",
+        tunnel["agent_version"],
+    )
+    return ", ".join(part for part in parts if part)
 
 
 def status_details(status: Document, now: datetime) -> Table:

@@ -301,6 +301,11 @@ class Session:
             none_can_come = self.draining
         return none_can_come and all(number % 2 for number in self.streams)
 
+    @property
+    def own_stream_count(self) -> int:
+        """How many streams that we opened are open."""
+        return len(self.streams) - self._table.peer_count
+
     def wind_down(self) -> None:
         """Have streams end that can do so without harm; for a session that drains."""
         for stream in list(self.streams.values()):

@@ -215,7 +215,7 @@ def encode_pong(opaque: int) -> bytes:
 
 def encode_go_away(code: Code, retry_after_seconds: float, reason: str) -> bytes:
     text = _clip(reason)
-    milliseconds = int(min(max(retry_after_seconds * 1000, 0), 0xFFFFFFFF))
+    milliseconds = round(min(max(retry_after_seconds * 1000, 0), 0xFFFFFFFF))
     return (
         FRAME_HEADER.pack(FrameType.GOAWAY, 0, 6 + len(text))
         + _GO_AWAY.pack(code, milliseconds)

@@ -34,6 +34,8 @@ MAX_HELLO_BYTES = 4096  # a dozen short fields; ours has about 200
 
 MAX_PLACE_LETTERS = 128  # a pod's or machine's name with a short digest
 
+MAX_INSTANCE_LETTERS = 64  # 64 random bits in hex have 16
+
 MAX_SOFTWARE_LETTERS = 128  # "tower-agent 0.1.0 (linux amd64)" has 31
 
 _SESSION_ID = re.compile(r"[0-9a-f]{32}")
@@ -56,6 +58,8 @@ class Hello:
     resume_seconds: int = 0  # server: how long it keeps a session without a connection
     # Agent: where it runs. A new session from the same place has replaced the old process.
     place: str = ""
+    # Agent: which process it is; random. Sessions of one process share new streams.
+    instance: str = ""
 
     def encode(self) -> bytes:
         return json.dumps(asdict(self), separators=(",", ":")).encode()
@@ -84,10 +88,11 @@ def parse_hello(payload: bytes) -> Hello:
     if not isinstance(software, str) or not isinstance(resume, bool):
         raise PeerProtocolError("HELLO: software must be text, resume a boolean")
     received, place = fields.get("received", 0), fields.get("place", "")
+    instance = fields.get("instance", "")
     if type(received) is not int or not 0 <= received < 2**64:
         raise PeerProtocolError("HELLO: received must be a 64 bit integer")
-    if not isinstance(place, str):
-        raise PeerProtocolError("HELLO: place must be text")
+    if not isinstance(place, str) or not isinstance(instance, str):
+        raise PeerProtocolError("HELLO: place and instance must be text")
     resume_seconds = fields.get("resume_seconds", 0)
     if type(resume_seconds) is not int or not 0 <= resume_seconds < 2**32:
         raise PeerProtocolError("HELLO: resume_seconds must be a 32 bit integer")
@@ -99,6 +104,7 @@ def parse_hello(payload: bytes) -> Hello:
         received=received,
         resume_seconds=resume_seconds,
         place=printable(place[:MAX_PLACE_LETTERS]),
+        instance=printable(instance[:MAX_INSTANCE_LETTERS]),
     )
 
 

@@ -117,7 +117,7 @@ def test_an_agent_is_updated_without_a_broken_request(
     new_tower: Callable[..., Tower], alpha: Member
 ) -> None:
     tower = new_tower()
-    tower.join(alpha, AgentOptions())
+    tower.join(alpha, AgentOptions(arguments=("--tunnels", "2")))
     with box(tower, alpha) as kubectl, contextlib.ExitStack() as stack:
         old = tower.agents["alpha"].process
         downloads = [Download(kubectl) for _ in range(2)]

@@ -20,6 +20,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from certs.authority import Authority
@@ -146,6 +147,15 @@ class Site:
                     await asyncio.sleep(0.01)
             yield port
 
+    async def cluster(self) -> dict[str, Any]:
+        """What the server's admin is told."""
+        connector = aiohttp.UnixConnector(str(self.state / "admin.sock"))
+        async with aiohttp.ClientSession(connector=connector) as session:
+            url = "http://tower/admin/v1/clusters/alpha"
+            async with session.get(url) as answer:
+                document: dict[str, Any] = await answer.json()
+                return dict(document.get("cluster", document))
+
     async def ask(self, query: str = "") -> bytes:
         """A request of a control plane through the server; b"" when there is no answer."""
         key = new_key()
@@ -221,6 +231,27 @@ async def test_an_agent_joins_says_so_and_serves_requests(
     # The connections of the test's own clients may take a moment.
     await until(lambda: open_sockets() <= before)
     assert len(asyncio.all_tasks()) <= 2, asyncio.all_tasks()
+
+
+async def test_several_tunnels_are_held_and_shown(site: Site) -> None:
+    async with site.server():
+        settings = site.settings(await site.invite(), tunnels=3)
+        async with site.agent(settings) as port:
+            async with asyncio.timeout(5):
+                while len(cluster := await site.cluster()) and (
+                    len(cluster["tunnels"]) < 3 or not cluster["apiserver_version"]
+                ):
+                    await asyncio.sleep(0.01)
+            assert [t["state"] for t in cluster["tunnels"]] == ["active"] * 3
+            assert cluster["sessions"] == 3
+            for _ in range(6):
+                await site.works()
+            sessions = 'tower_tunnel_sessions{cluster="alpha"} 3.0'
+            assert sessions in (await get(port, "/metrics"))[1]
+        async with asyncio.timeout(5):
+            while (cluster := await site.cluster())["state"] != "away":
+                await asyncio.sleep(0.01)
+        assert cluster["tunnels"] == []
 
 
 async def test_later_starts_need_no_token_and_no_apiserver(site: Site) -> None:

@@ -135,7 +135,9 @@ async def reporting(
             running.cancel()
             with suppress(asyncio.CancelledError):
                 await running
-            assert reporter._reopening is None, "a timer outlives the reporter"
+            assert reporter._channels[0]._reopening is None, (
+                "a timer outlives the reporter"
+            )
 
 
 def test_what_the_apiserver_says_is_known_within_five_seconds() -> None:
@@ -240,7 +242,7 @@ async def test_a_refused_control_stream_is_tried_again_and_ever_more_slowly() ->
         setattr(server, refusal, True)
         async with reporting(server, member) as (_, reporter):
             await until(lambda server=server: len(server.streams) >= 4)
-            assert reporter._reopen_seconds >= 0.08
+            assert reporter._channels[0]._reopen_seconds >= 0.08
             setattr(server, refusal, False)
             await until(lambda server=server: server.report.apiserver_version)
 
@@ -280,9 +282,12 @@ async def test_a_tunnel_that_is_lost_is_not_asked_for_streams() -> None:
         asked = member.asked
         member.answer = version("v1.35.0")
         await until(lambda: member.asked > asked + 3)
-        assert reporter._end is None and reporter._reopening is None
+        assert (
+            reporter._channels[0]._end is None
+            and reporter._channels[0]._reopening is None
+        )
         reporter.connected(pair.agent, resumed=False)  # as late as that
-        assert reporter._end is None
+        assert reporter._channels[0]._end is None
         await pair.server_owner.lost.wait()
 
 
@@ -294,7 +299,10 @@ async def test_losing_the_tunnel_in_the_handshake_is_no_trouble() -> None:
         pair.agent.abort("the test cuts it")
         await pair.agent_owner.lost.wait()
         await pair.server_owner.lost.wait()
-        assert reporter._end is None and reporter._reopening is None
+        assert (
+            reporter._channels[0]._end is None
+            and reporter._channels[0]._reopening is None
+        )
 
 
 def test_the_log_says_why_a_control_stream_ended(

@@ -202,12 +202,12 @@ async def test_when_the_resume_time_is_over_both_ends_are_told() -> None:
 async def test_an_agent_that_was_restarted_ends_what_it_has_forgotten() -> None:
     async with connected_site(resume_seconds=60) as site:
         echoing(site)
-        site.agent.dialer._place = "here.first"
+        site.agent.dialer._place, site.agent.dialer._instance = "here", "first"
         await site.host.registry.cut("alpha", Code.GOING_AWAY, "again")  # type: ignore[arg-type]
         await until(lambda: site.sessions == 1 and len(site.agent.connected_at) == 2)
         reader = open_reader(site)
         # The new process knows of no session, but comes from the same place.
-        site.agent.dialer._place = "here.second"
+        site.agent.dialer._instance = "second"
         site.agent.link._kept.keep = lambda session: session.close(Code.OK, "killed")  # type: ignore[method-assign]
         site.relay.cut()
         await until(lambda: reader.ends)

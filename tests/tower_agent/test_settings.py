@@ -199,3 +199,11 @@ def test_memory_for_windows_is_a_quarter_gibibyte_unless_told_otherwise() -> Non
     assert settings.window_memory_bytes == 2**30
     with pytest.raises(SettingsError, match="--window-memory"):
         parse_agent_settings(state_dir="/s", window_memory="1Mi")
+
+
+@pytest.mark.parametrize("count", [-1, 0, 5])
+def test_a_number_of_tunnels_that_is_none_is_refused(count: int) -> None:
+    with pytest.raises(SettingsError, match="from 1 to 4"):
+        parse_agent_settings(state_dir="/s", tunnels=count)
+    assert parse_agent_settings(state_dir="/s").tunnels == 1
+    assert parse_agent_settings(state_dir="/s", tunnels=4).tunnels == 4

@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 from certs.joining import JoinString
 from tests.fakes.admin_server import AdminServer
 from tower_server import admin_cli, admin_console
+from tower_server.registry import TunnelStatus
 
 RFC_3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
@@ -220,10 +221,20 @@ def test_names_are_never_cut_off_in_a_pipe(server: AdminServer) -> None:
 
 def test_one_cluster_is_shown_with_everything(server: AdminServer) -> None:
     join(server, "alpha")
-    server.registry.connected("alpha", apiserver_error="connection refused")
+    tunnel = TunnelStatus(
+        state="active",
+        since=datetime.now(UTC) - timedelta(minutes=5),
+        rtt_seconds=0.025,
+        open_streams=1,
+        agent_version="tower-agent/9",
+    )
+    server.registry.connected(
+        "alpha", apiserver_error="connection refused", tunnels=(tunnel,)
+    )
     shown = done(tower(server, "cluster", "show", "alpha"))
     for part in (
         "connection refused",
+        "active, since 5m ago, 25 ms, 1 stream, tower-agent/9",
         "uid-of-alpha",
         "https://tower.example.com:8443/clusters/alpha",
         "alpha.clusters.tower.internal",
@@ -231,6 +242,14 @@ def test_one_cluster_is_shown_with_everything(server: AdminServer) -> None:
         assert part in shown
     cluster = json.loads(done(tower(server, "cluster", "show", "alpha", "-o", "json")))
     assert cluster["state"] == "connected" and RFC_3339.fullmatch(cluster["joined_at"])
+    (told,) = cluster["tunnels"]
+    assert RFC_3339.fullmatch(told.pop("since"))
+    assert told == {
+        "state": "active",
+        "rtt_seconds": 0.025,
+        "open_streams": 1,
+        "agent_version": "tower-agent/9",
+    }
 
 
 def test_what_an_agent_says_cannot_draw_on_the_terminal(server: AdminServer) -> None:

@@ -11,6 +11,7 @@ import io
 import re
 import socket
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, redirect_stdout
 from datetime import UTC, datetime, timedelta
@@ -24,8 +25,10 @@ from cryptography import x509
 from certs.contexts import unverified
 from certs.joining import JoinString
 from shared.errors import Code
+from shared.http.status import AGENT
 from shared.member.preflight import MemberFacts
 from shared.member.questions import MemberAnswer
+from shared.member.report import MemberProbe
 from shared.program import ProgramFailed
 from shared.tunnel.connection import TunnelConnection
 from tests.fakes.host_side import Sink, open_sockets, until
@@ -166,7 +169,10 @@ async def test_a_member_goes_all_the_way_from_token_to_removal() -> None:
 
             owner = Owner()
             tunnel = await connect(credentials, owner)
-            reporter = Reporter(credentials, version)
+            probe = MemberProbe(
+                version, speaker=AGENT, expires_at=lambda: None, clock=time.monotonic
+            )
+            reporter = Reporter(credentials, probe)
             reporter.connected(tunnel, resumed=False)
             asking = asyncio.get_running_loop().create_task(reporter.run())
             # Its control stream is not a user's.

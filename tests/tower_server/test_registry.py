@@ -68,6 +68,7 @@ class FakeConnection:
         streams = {n: SimpleNamespace(target=t) for n, t in enumerate(targets)}
         liveness = SimpleNamespace(round_trip_seconds=0.025)
         self.session = SimpleNamespace(streams=streams, liveness=liveness)
+        self.session.own_stream_count = len(targets)
         self.session.counters = Counters()
 
     def close(self, code: Code, reason: str) -> None:
@@ -91,7 +92,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[datetime]:
     return reads
 
 
-def session(name: str = "alpha", *targets: str, serial: int = 1) -> LiveSession:
+def session(
+    name: str = "alpha", *targets: str, serial: int = 1, place: str = "", by: str = ""
+) -> LiveSession:
     identity = AgentIdentity(
         cluster=ClusterName(name),
         serial=serial,
@@ -101,7 +104,9 @@ def session(name: str = "alpha", *targets: str, serial: int = 1) -> LiveSession:
     return LiveSession(
         identity,
         FakeConnection(list(targets)),  # type: ignore[arg-type]
-        Hello(session_id="", window_bytes=1, software="agent/1"),
+        Hello(
+            session_id="", window_bytes=1, software="agent/1", place=place, instance=by
+        ),
     )
 
 
@@ -133,6 +138,77 @@ def test_the_newest_session_gets_new_streams() -> None:
     assert registry.pick(ALPHA) is sessions[0]
     registry.remove(sessions[0])
     assert registry.pick(ALPHA) is None
+
+
+def loads(*sessions: LiveSession) -> list[int]:
+    return [connection_of(live).session.own_stream_count for live in sessions]
+
+
+def test_tunnels_of_one_agent_share_new_streams() -> None:
+    registry = known()
+    old = session(place="node-1", by="first")
+    ours = [session(place="node-2", by="second") for _ in range(3)]
+    for live in (old, *ours):
+        registry.add(live)
+    connection_of(ours[1]).session.own_stream_count = 5  # a busy one
+    for _ in range(9):
+        picked = registry.pick(ALPHA)
+        assert picked is not None
+        connection_of(picked).session.own_stream_count += 1
+    assert loads(old, *ours) == [0, 5, 5, 4]
+
+
+def test_short_requests_take_turns_over_the_tunnels() -> None:
+    registry = known()
+    ours = [session(place="node", by="one") for _ in range(3)]
+    for live in ours:
+        registry.add(live)
+    picked = [registry.pick(ALPHA) for _ in range(7)]
+    assert [ours.index(live) for live in picked if live] == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_a_tunnel_that_is_lost_costs_nothing_and_the_last_one_little() -> None:
+    """The others take new streams at once; then those of an older process that is still there."""
+    registry = known()
+    old = session(place="node-1", by="first")
+    ours = [session(place="node-2", by="second") for _ in range(2)]
+    for live in (old, *ours):
+        registry.add(live)
+    registry.remove(ours[1])
+    assert {registry.pick(ALPHA) for _ in range(3)} == {ours[0]}
+    connection_of(ours[0]).usable = False
+    assert registry.pick(ALPHA) is old
+    status = registry.status(ALPHA)
+    assert status is not None and status.state == "connected"
+
+
+def test_status_tells_how_each_tunnel_stands() -> None:
+    registry = known()
+    old = session("alpha", "sealed", "control", place="node-1", by="first")
+    ours = [session(place="node-2", by="second") for _ in range(3)]
+    for live in (old, *ours):
+        registry.add(live)
+    connection_of(ours[0]).usable = False
+    status = registry.status(ALPHA)
+    assert status is not None and status.sessions == 4
+    states = [tunnel.state for tunnel in status.tunnels]
+    assert states == ["standby", "draining", "active", "active"]
+    first = status.tunnels[0]
+    assert (first.open_streams, first.rtt_seconds) == (1, 0.025)
+    assert (first.since, first.agent_version) == (old.connected_at, "agent/1")
+
+
+def test_no_two_agents_are_taken_for_one() -> None:
+    one = session(place="node", by="one")
+    assert one.is_sibling_of(session(place="node", by="one"))
+    for other in (
+        session(place="node", by="two"),
+        session(place="another", by="one"),
+        session("beta", place="node", by="one"),
+        session(place="node", by="one", serial=2),
+    ):
+        assert not one.is_sibling_of(other)
+    assert not session().is_sibling_of(session()), "who says nothing is alone"
 
 
 def test_clusters_do_not_see_each_others_sessions() -> None:

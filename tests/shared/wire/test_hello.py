@@ -48,6 +48,7 @@ def test_hello_comes_back_as_it_was(
         received=received,
         resume_seconds=seconds,
         place=software,
+        instance=software[:16],
     )
     assert parse_hello(hello.encode()) == hello
 
@@ -93,6 +94,7 @@ def test_missing_optional_fields_have_defaults_and_unknown_ones_are_skipped() ->
         encoded(resume_seconds=1.5),
         encoded(place=7),
         encoded(place=None),
+        encoded(instance=7),
     ],
 )
 def test_a_hello_of_the_wrong_shape_is_the_peers_fault(payload: bytes) -> None:
@@ -116,8 +118,10 @@ def test_hello_stands_alone_in_its_message() -> None:
             read_hello(message)
 
 
-def test_the_place_is_clipped_and_safe_to_print() -> None:
+def test_place_and_instance_are_clipped_and_safe_to_print() -> None:
     assert parse_hello(encoded(place="a\n" + "x" * 200)).place == "a\ufffd" + "x" * 126
+    instance = parse_hello(encoded(instance="a\n" + "x" * 200)).instance
+    assert instance == "a\ufffd" + "x" * 62
 
 
 def test_the_software_name_is_clipped_and_safe_to_print() -> None:

@@ -125,6 +125,7 @@ def conversation_pair() -> SessionPair:
             window_bytes=window,
             software=software,
             place="node-7" if end is pair.agent else "",
+            instance="5e1f" if end is pair.agent else "",
             resume_seconds=60 if end is pair.server else 0,
         )
         end.session = session.Session(role, ours, end, pair.now)
@@ -208,6 +209,6 @@ def test_a_number_in_the_code_stands_in_the_spec(sentence: str) -> None:
 def test_the_spec_can_be_read_over_a_coffee() -> None:
     prose = re.sub(r"```.*?```", "", SPEC, flags=re.DOTALL)
     words = [word for word in prose.split() if re.search(r"\w", word)]
-    assert len(words) <= 1740
+    assert len(words) <= 1780
     titles = re.findall(r"^## (\d+)\.", SPEC, re.M)
     assert titles == [str(number) for number in range(1, 11)]
