@@ -3,8 +3,9 @@
 How the parts talk, from the outside in:
 
     cli, settings    the command line `tower-server` and its environment; no decisions
-    admin_cli        the command line `tower`, with access_cli (kubeconfigs and credentials), admin_console
-                     (what its commands share), tables (text for people), private_output (files for one pair of eyes)
+    admin_cli        the command line `tower`, with access_cli (kubeconfigs and credentials), direct_cli
+                     (clusters with a direct connection), admin_console (what they share), tables (text for
+                     people), private_output (files for one pair of eyes)
                      and admin_client, which speaks to the admin socket
     app              builds everything and hands each part what it needs
     front_door       one port; by the first bytes a connection goes to a member's agent (sealed),
@@ -16,11 +17,14 @@ How the parts talk, from the outside in:
     state            the CA, the server's identity and its store, from a directory or from the host cluster;
                      state_directory: one server at a time; host_state: the same in Secrets;
                      identity: the server's own key and certificate
+    direct           members that the server reaches by itself, by a kubeconfig; direct_cluster: one of
+                     them, served in this process as an agent would; reachability: without flapping;
+                     serving: the certificate for its name
     endpoints        /join/ca, /join/nonce, /join, /healthz as routes, and nothing else
     join, throttle   the steps of a join (proof, rules, certificate, signed answer); guesses are slow
     admin            the admin API: tokens, clusters, kubeconfigs, status; admin_socket: who may open it;
                      admin_orders reads what is asked, admin_documents says what is answered, admin_access
-                     hands out access
+                     hands out access, admin_direct takes kubeconfigs
     metrics, top     numbers for Prometheus, and for people who watch (`tower top`)
     stores           what outlives the process: tokens and clusters, behind a few domain verbs
     kube             the host's apiserver, for a server whose state lies there: the one home of its client

@@ -4,7 +4,7 @@
     GET    /admin/v1/tokens            POST   /admin/v1/tokens        {cluster, ttl_seconds, format,
                                               allow_users, allow_groups, image: of a manifest}
     DELETE /admin/v1/tokens/ID         takes a token back
-    GET    /admin/v1/clusters          GET    /admin/v1/clusters/NAME
+    GET    /admin/v1/clusters          GET    /admin/v1/clusters/NAME     (more: admin_direct)
     DELETE /admin/v1/clusters/NAME     forgets it, frees its UID, ends its sessions
     POST   /admin/v1/kubeconfig        {cluster, user, groups, ttl_seconds}
 
@@ -29,6 +29,7 @@ from shared.mux.readings import TunnelReading
 from shared.settings import HostPort
 from shared.version import VERSION
 from tower_server.admin_access import AccessOrders, read_access_order
+from tower_server.admin_direct import Connections, DirectOrders
 from tower_server.admin_documents import (
     cluster_document,
     token_document,
@@ -41,6 +42,7 @@ from tower_server.admin_orders import (
     ErrorCode,
     Order,
     audit,
+    bad_request,
     check_span,
     errors_as_json,
     no_cluster,
@@ -91,6 +93,7 @@ class AdminApi:
         *,
         store: Store,
         sessions: Sessions,
+        direct: Connections,
         authority: Authority,
         public_address: HostPort,
         clock: Callable[[], datetime],
@@ -107,6 +110,7 @@ class AdminApi:
             )
         )
         self._started_at = clock()
+        self._direct_orders = DirectOrders(store, direct, clock)
 
     def application(self) -> web.Application:
         """Build the application; serve it with `admin_socket.serve_on_socket`."""
@@ -124,6 +128,7 @@ class AdminApi:
                 web.get("/admin/v1/clusters/{name}", self._show_cluster),
                 web.delete("/admin/v1/clusters/{name}", self._remove_cluster),
                 web.post("/admin/v1/kubeconfig", self._kubeconfig),
+                *self._direct_orders.routes(),
             ]
         )
         return application
@@ -333,9 +338,8 @@ class AdminApi:
         return [document["name"] for document in await self._cluster_documents()]
 
 
-_TOKEN_FIELDS = frozenset(
-    {"cluster", "ttl_seconds", "format", "allow_users", "allow_groups", "image"}
-)
+_ALLOWED = {"allow_users", "allow_groups"}
+_TOKEN_FIELDS = frozenset({"cluster", "ttl_seconds", "format", "image"} | _ALLOWED)
 
 
 def _token_form(order: Order) -> TokenForm:
@@ -347,7 +351,4 @@ def _token_form(order: Order) -> TokenForm:
             image=order.text("image"),
         )
     except ValueError as error:
-        text = str(error)
-        raise AdminError(
-            ErrorCode.BAD_REQUEST, f"{text[:1].upper()}{text[1:]}."
-        ) from error
+        raise bad_request(error) from error

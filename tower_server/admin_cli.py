@@ -38,6 +38,7 @@ from tower_server.admin_console import (
     stdout_is_terminal,
     typer_app,
 )
+from tower_server.direct_cli import add_direct_commands
 from tower_server.private_output import write_private_text
 from tower_server.top import REFRESH_SECONDS, busiest_first, watch, with_rates
 
@@ -48,9 +49,10 @@ token_cli = typer_app(
     help="Join tokens: invitations for clusters. Each is good for one cluster and one join."
 )
 cluster_cli = typer_app(
-    help="The clusters that have joined, and those that are invited."
+    help="The clusters that have joined or were added, and those that are invited."
 )
 cli.add_typer(token_cli, name="token")
+add_direct_commands(cluster_cli)
 cli.add_typer(cluster_cli, name="cluster")
 
 
@@ -276,6 +278,8 @@ def remove_cluster(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Forget a cluster: its tunnel is cut, its agent can no longer connect, and its open tokens are revoked.
+
+    Of one with a direct connection the kubeconfig is deleted.
 
     Nothing is changed inside the cluster. It can join again, under this name or another, with a new token.
 

@@ -67,12 +67,21 @@ class AdminClient:
 
     def post(self, *parts: str, order: Mapping[str, Any]) -> dict[str, Any]:
         """Give an order; fields that are None are left out."""
-        fields = {name: value for name, value in order.items() if value is not None}
-        return self._request("POST", parts, json.dumps(fields).encode())
+        return self._order("POST", parts, order)
+
+    def put(self, *parts: str, order: Mapping[str, Any]) -> dict[str, Any]:
+        """Replace something; fields that are None are left out."""
+        return self._order("PUT", parts, order)
 
     def delete(self, *parts: str) -> dict[str, Any]:
         """Remove a resource, and return what it was."""
         return self._request("DELETE", parts)
+
+    def _order(
+        self, method: str, parts: tuple[str, ...], order: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        fields = {name: value for name, value in order.items() if value is not None}
+        return self._request(method, parts, json.dumps(fields).encode())
 
     def _request(
         self, method: str, parts: tuple[str, ...], body: bytes | None = None

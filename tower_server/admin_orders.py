@@ -28,6 +28,7 @@ __all__ = [
     "ErrorCode",
     "Order",
     "audit",
+    "bad_request",
     "check_span",
     "errors_as_json",
     "no_cluster",
@@ -102,6 +103,12 @@ class Order:
             raise _bad(f"The field {name!r} has to be a list of strings.")
         return value
 
+    def flag(self, name: str) -> bool:
+        value = self._fields.get(name)
+        if value is not None and not isinstance(value, bool):
+            raise _bad(f"The field {name!r} has to be true or false.")
+        return bool(value)
+
     def span(self, name: str, default: timedelta) -> timedelta:
         value = self._fields.get(name)
         if value is None:
@@ -118,6 +125,12 @@ class Order:
 
     def cluster(self) -> ClusterName:
         return parse_name(self.text("cluster") or "")
+
+
+def bad_request(error: ValueError) -> AdminError:
+    """What a rule said about a field, as the answer to the order."""
+    text = str(error)
+    return _bad(f"{text[:1].upper()}{text[1:]}.")
 
 
 async def read_order(request: web.Request, known: frozenset[str]) -> Order:

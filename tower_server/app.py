@@ -1,6 +1,6 @@
 """Wires the server: builds every part, gives each what it needs, runs until cancelled.
 
-front door ─┬─ sealed ──▶ registry ──▶ session of the cluster
+front door ─┬─ sealed ──▶ registry ──▶ session of the cluster (its agent's, or a direct one)
             └─ own HTTPS ─┬─ /tunnel ──▶ listener
                           └─ the rest ──▶ aiohttp (join, health)
 admin socket ──▶ admin API          raw entries ──▶ registry
@@ -33,6 +33,7 @@ from tower_server import endpoints
 from tower_server.admin import AdminApi
 from tower_server.admin_socket import serve_on_socket
 from tower_server.control import ControlEnd, identify_agent
+from tower_server.direct import DirectConnections
 from tower_server.entry import RawEntry
 from tower_server.front_door import FrontDoor
 from tower_server.identity import ServerIdentity
@@ -117,7 +118,18 @@ class _Server:
             lambda session: self._door.session_parked(session),
             self._budget,
         )
+        self._direct = DirectConnections(
+            self._registry,
+            authority,
+            lambda stream: self._door.stream_accepted(stream),
+            clock=lambda: datetime.now(UTC),
+            # In a directory only who may use the admin socket puts kubeconfigs. In a Secret
+            # others can, who shall not have our files sent to an address of their choice.
+            may_name_files=state.host is None,
+            budget=self._budget,
+        )
         self._registry.when_cut(self._listener.end_parked)
+        self._registry.when_cut(self._direct.end)
         application = web.Application()
         application.on_response_prepare.append(close_after_answer)
         endpoints.add_routes(application, self._join)
@@ -141,6 +153,8 @@ class _Server:
         stack.push_async_callback(
             self._listener.close, "the server stops", STOP_SECONDS
         )
+        self._direct.apply_all(await self._store.list_direct())
+        stack.push_async_callback(self._direct.close, "the server stops")
         metrics = await self._open_metrics(stack)
         stack.push_async_callback(self._drain)
         bound = self._listen(entrances)
@@ -159,7 +173,10 @@ class _Server:
         loop = asyncio.get_running_loop()
         seconds = self._settings.drain_time.total_seconds()
         deadline = loop.time() + seconds
-        await self._listener.drain("the server stops", seconds)
+        await asyncio.gather(
+            self._listener.drain("the server stops", seconds),
+            self._direct.drain("the server stops", seconds),
+        )
         await self._door.finish(max(0.0, deadline - loop.time()))
 
     # Faces
@@ -219,6 +236,7 @@ class _Server:
         api = AdminApi(
             store=self._store,
             sessions=self._registry,
+            direct=self._direct,
             authority=self._authority,
             public_address=public,
             clock=lambda: datetime.now(UTC),

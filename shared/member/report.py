@@ -91,8 +91,9 @@ class MemberProbe:
         self._expires_at = expires_at
         self._clock = clock
         self._count_nodes_at = clock()
-        # What the last answer was.
+        # What the last answer was, and how long it took.
         self.report = MemberReport()
+        self.answered_in_seconds = 0.0
 
     async def ask(self) -> MemberReport:
         """Ask now. Never raises: what went wrong is in the report, and what was known stays."""
@@ -101,7 +102,9 @@ class MemberProbe:
         )
         try:
             async with asyncio.timeout(ASK_TIMEOUT_SECONDS):
+                asked_at = self._clock()
                 answer = await self._request("GET", "/version")
+                self.answered_in_seconds = self._clock() - asked_at
                 if answer.status == 200:
                     known = replace(
                         known,

@@ -11,6 +11,7 @@ import ssl
 from certs.contexts import peer_user
 from certs.names import ClusterName, RoleError
 from shared.errors import Code
+from shared.http.apiserver import ApiServer
 from shared.http.identity import Caller, Policy
 from shared.http.relay import AnswerCounts
 from shared.http.service import RequestService
@@ -44,6 +45,8 @@ class SealedFace:
         self._service = RequestService(pool=pool, policy=policy, loop=self._loop)
         self._on_handshake = self._service.accept(self._identify)
         self._gate = HandshakeGate()
+        # Set by `refuse`: nobody is served.
+        self._refusal: Refusal | None = None
 
     @property
     def answers(self) -> AnswerCounts:
@@ -73,6 +76,22 @@ class SealedFace:
         stream.handler = end
         end.start(stream)
 
+    def renew(self, apiserver: ApiServer) -> None:
+        """The apiserver has another address or credential; no connection ends."""
+        self._service.renew(apiserver)
+
+    def allow(self, policy: Policy) -> None:
+        """As whom the host may act from now on; who is here has to come again."""
+        if policy != self._service.policy:
+            self._service.policy = policy
+            self.close("as whom the host may act here has changed")
+
+    def refuse(self, refusal: Refusal | None) -> None:
+        """Answer everything with this, or (None) serve again; who is here has to come again."""
+        if (refusal is None) != (self._refusal is None):
+            self.close("the member is looked at again")
+        self._refusal = refusal
+
     def close(self, reason: str) -> None:
         """End all connections."""
         self._service.end_all(Code.GOING_AWAY, reason)
@@ -95,6 +114,8 @@ class SealedFace:
                 message=f"this certificate is not for cluster {self._cluster}: make a kubeconfig "
                 f"for it with `tower kubeconfig {self._cluster}`",
             )
+        if self._refusal is not None:
+            raise self._refusal
         return Caller(
             user=identity.user,
             groups=identity.groups,

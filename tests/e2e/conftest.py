@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.kinds import PROXY
 from tests.e2e.kubectl import Kubectl
 from tests.e2e.member import Member
 from tests.e2e.neighbours import free_port
@@ -82,9 +83,36 @@ def _session_tower(workspace: Path) -> Iterator[Tower]:
 
 
 @pytest.fixture
-def tower(_session_tower: Tower, alpha: Member) -> Tower:
-    """The session's Tower, whole, with alpha joined and connected."""
-    return _joined(_session_tower, alpha, AgentOptions())
+def kind() -> str:
+    """How alpha is connected; `kinds.BOTH_KINDS` has a test run for both."""
+    return PROXY
+
+
+@pytest.fixture(scope="session")
+def _direct_tower(workspace: Path) -> Iterator[Tower]:
+    """A second Tower: one would refuse the same member under a second name."""
+    directory = workspace / "direct"
+    directory.mkdir()
+    tower = Tower(directory, port=free_port())
+    tower.start()
+    try:
+        yield tower
+    finally:
+        tower.stop()
+
+
+@pytest.fixture
+def tower(kind: str, alpha: Member, request: pytest.FixtureRequest) -> Tower:
+    """The session's Tower, whole, with alpha joined (or added) and connected."""
+    tower: Tower
+    if kind == PROXY:
+        tower = request.getfixturevalue("_session_tower")
+        return _joined(tower, alpha, AgentOptions())
+    tower = request.getfixturevalue("_direct_tower")
+    tower.repair()
+    if alpha.name not in tower.added:
+        tower.add(alpha)
+    return tower
 
 
 @pytest.fixture

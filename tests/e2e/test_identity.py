@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.kinds import BOTH_KINDS
 from tests.e2e.kubectl import Kubectl, normalised
 from tests.e2e.member import Member
 from tests.e2e.tower import EXTRA_USERS, Tower, wait_until
+
+pytestmark = BOTH_KINDS
 
 # Somebody whom no allow-list of these tests names.
 STRANGER = "stranger"
@@ -42,7 +45,6 @@ def unique_name() -> str:
 
 
 def test_the_audit_log_names_the_kubeconfigs_user(tower: Tower, alpha: Member) -> None:
-    agent = tower.agents["alpha"]
     for user, groups in (
         ("tower:admin", ("tower:cluster-admins",)),
         ("carol", ("dev",)),
@@ -51,9 +53,7 @@ def test_the_audit_log_names_the_kubeconfigs_user(tower: Tower, alpha: Member) -
         # Whether carol may read it does not matter: also a refusal is audited.
         kubectl_as(tower, alpha, user, *groups).run("get", "configmap", name)
         event = audited(alpha, name)
-        assert event["user"]["username"] == (
-            f"system:serviceaccount:{agent.namespace}:{agent.service_account}"
-        )
+        assert event["user"]["username"] == tower.acts_in("alpha")
         assert event["impersonatedUser"]["username"] == user
         assert set(groups) <= set(event["impersonatedUser"]["groups"])
         assert not any(
@@ -151,9 +151,7 @@ def test_system_names_uid_and_extra_are_refused_even_for_an_admin(
     assert named in refused.err
 
 
-def test_the_agent_acts_as_nobody_outside_its_allow_list(
-    tower: Tower, alpha: Member
-) -> None:
+def test_nobody_outside_the_allow_list_is_acted_as(tower: Tower, alpha: Member) -> None:
     assert STRANGER not in EXTRA_USERS
     stranger = kubectl_as(tower, alpha, STRANGER)
     refused = stranger.run("get", "--raw", "/api/v1/namespaces/default/configmaps")

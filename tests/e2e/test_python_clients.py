@@ -22,11 +22,14 @@ import kubernetes.stream
 import kubernetes.watch
 import pytest
 
+from tests.e2e.kinds import BOTH_KINDS
 from tests.e2e.kubectl import Kubectl
 from tests.e2e.member import Member
 from tests.e2e.raw_client import Access, RawClient
 from tests.e2e.script import ready_box
 from tests.e2e.tower import Tower
+
+pytestmark = BOTH_KINDS
 
 OBJECTS = 2_000
 PAGE_SIZE = 300

@@ -1,5 +1,7 @@
 """A whole Tower made of real processes: one server, and an agent for each member that joins.
 
+A member can also be added with a kubeconfig of its own; then there is no agent.
+
 Everything goes through the command lines, as an operator would: nothing here imports the
 product. `Tower` is the operator; the tests ask it for kubeconfigs, status, and disasters.
 """
@@ -21,7 +23,7 @@ from tests.e2e.kubectl import clean_environment
 from tests.e2e.member import Member
 from tests.e2e.processes import NotReady, Process
 
-__all__ = ["Agent", "AgentOptions", "Tower", "wait_until"]
+__all__ = ["DIRECT_USER", "Agent", "AgentOptions", "Tower", "wait_until"]
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,6 +38,9 @@ POLL_SECONDS = 0.05
 # Names the host may act as in these tests beside the defaults: each is used by some test.
 EXTRA_USERS = ["bob", "carol", "nobody"]
 EXTRA_GROUPS = ["dev"]
+
+# Whose certificate is in the kubeconfig of a direct connection.
+DIRECT_USER = "tower-direct"
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> float:
@@ -116,6 +121,8 @@ class Tower:
         # HOST:PORT, known after the first start and kept over restarts.
         self.address = f"127.0.0.1:{port}"
         self.agents: dict[str, Agent] = {}
+        # Clusters with a direct connection, and the member's user that we are there.
+        self.added: dict[str, str] = {}
         # Those that another has taken over from, and may still drain.
         self._replaced: list[Process] = []
         self.environment = clean_environment(
@@ -155,6 +162,64 @@ class Tower:
                 agent.process.start()
                 agent.wait_ready()
             self.wait_connected(agent.cluster, REPAIR_SECONDS)
+        for name in self.added:
+            self.wait_connected(name, REPAIR_SECONDS)
+
+    # Adding
+
+    def add(
+        self, member: Member, kubeconfig: Path | None = None, *arguments: str
+    ) -> None:
+        """Add a member with a direct connection, with rights like an agent's; wait for it."""
+        kubeconfig = kubeconfig or self.direct_kubeconfig(member)
+        self.admin(
+            *("cluster", "add", member.name, "--kubeconfig", str(kubeconfig)),
+            *_allowed(),
+            *arguments,
+        )
+        self.added[member.name] = DIRECT_USER
+        self.wait_connected(member.name, REPAIR_SECONDS)
+
+    def direct_kubeconfig(self, member: Member) -> Path:
+        """A kubeconfig with a client certificate, whose user may do what an agent may."""
+        subject = {"kind": "User", "name": DIRECT_USER}
+        member.allow_to_act_as(
+            "tower-direct-may-act",
+            subject,
+            users=["tower:admin", *EXTRA_USERS],
+            groups=["tower:cluster-admins", *EXTRA_GROUPS],
+        )
+        group, core = "authorization.k8s.io", [""]
+        member.grant(
+            "tower-direct-looks",
+            subject,
+            {
+                "apiGroups": [group],
+                "resources": ["subjectaccessreviews"],
+                "verbs": ["create"],
+            },
+            {
+                "apiGroups": core,
+                "resources": ["namespaces"],
+                "verbs": ["get"],
+                "resourceNames": ["kube-system"],
+            },
+            {"apiGroups": core, "resources": ["nodes"], "verbs": ["list"]},
+        )
+        member.grant(
+            "tower-direct-admins",
+            {"kind": "Group", "name": "tower:cluster-admins"},
+            {"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]},
+            {"nonResourceURLs": ["*"], "verbs": ["*"]},
+        )
+        return member.plane.client_kubeconfig(DIRECT_USER)
+
+    def acts_in(self, name: str) -> str:
+        """The member's user that impersonates others there."""
+        if name in self.added:
+            return self.added[name]
+        agent = self.agents[name]
+        return f"system:serviceaccount:{agent.namespace}:{agent.service_account}"
 
     # Joining
 

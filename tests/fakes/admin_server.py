@@ -17,7 +17,9 @@ from shared.settings import HostPort
 from tests.fakes.registry import FakeRegistry
 from tower_server.admin import AdminApi
 from tower_server.admin_socket import serve_on_socket
+from tower_server.direct import DirectConnections
 from tower_server.membership import TokenUse
+from tower_server.registry import Registry
 from tower_server.stores.memory import MemoryStore
 from tower_server.tokens import TokenId
 
@@ -37,6 +39,8 @@ class AdminServer:
         self.socket = directory / "admin.sock"
         self.store = MemoryStore()
         self.registry = FakeRegistry()
+        # Where clusters with a direct connection show that they are served.
+        self.reached = Registry()
         self.public_address = HostPort(host="tower.example.com", port=8443)
         # A certificate's begin and the table's ages are compared with the real clock elsewhere,
         # so time stands still at the present.
@@ -95,9 +99,18 @@ class AdminServer:
             self._loop.close()
 
     async def _serve(self) -> None:
+        # The real one; its members are not in the fake registry.
+        direct = DirectConnections(
+            self.reached,
+            self.authority,
+            lambda stream: None,
+            clock=lambda: self.now,
+            may_name_files=True,
+        )
         api = AdminApi(
             store=self.store,
             sessions=self.registry,
+            direct=direct,
             authority=self.authority,
             public_address=self.public_address,
             clock=lambda: self.now,
@@ -105,3 +118,4 @@ class AdminServer:
         async with serve_on_socket(api.application(), self.socket):
             self._ready.set()
             await self._stop.wait()
+        await direct.close("the test is over")

@@ -1,4 +1,4 @@
-"""As much of a kube-apiserver as joining needs: its UID, access reviews, one Secret with versions.
+"""As much of a kube-apiserver as joining and direct connections need: its UID, reviews, one Secret, nodes.
 
 Served over real HTTP; `client` is a `shared.member.questions.MemberRequest` for any address.
 """
@@ -7,6 +7,7 @@ import asyncio
 import base64
 import contextlib
 import dataclasses
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -34,6 +35,12 @@ class MemberApi:
     # An answer for every request instead of the real one.
     answer_with: int | None = None
     address: str = ""
+    # The Authorization that it accepts; None: whatever comes.
+    authorization: str | None = None
+    # Requests that were let in, by path, with what they were sent with.
+    requests: list[tuple[str, Mapping[str, str]]] = dataclasses.field(
+        default_factory=list
+    )
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._guard])
@@ -45,12 +52,18 @@ class MemberApi:
         app.router.add_patch(
             "/api/v1/namespaces/{ns}/secrets/{name}", self._patch_secret
         )
+        app.router.add_get("/api/v1/nodes", self._nodes)
+        app.router.add_get("/echo", self._echo)
         return app
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Any) -> web.StreamResponse:
         if self.answer_with is not None:
             return _status(self.answer_with, "told to")
+        given = request.headers.get("Authorization")
+        if self.authorization is not None and given != self.authorization:
+            return _status(401, "Unauthorized")
+        self.requests.append((request.path, dict(request.headers)))
         return await handler(request)
 
     async def _version(self, request: web.Request) -> web.Response:
@@ -63,6 +76,14 @@ class MemberApi:
         if "get namespaces" in self.denied:
             return _status(403, "namespaces is forbidden")
         return web.json_response({"metadata": {"name": "kube-system", "uid": self.uid}})
+
+    async def _nodes(self, _request: web.Request) -> web.Response:
+        metadata = {"remainingItemCount": 2}
+        return web.json_response({"items": [{}], "metadata": metadata})
+
+    async def _echo(self, request: web.Request) -> web.Response:
+        """What the request was sent with."""
+        return web.json_response(dict(request.headers))
 
     async def _review(self, request: web.Request) -> web.Response:
         body = await request.json()
@@ -110,13 +131,20 @@ def _status(code: int, message: str) -> web.Response:
 
 
 @contextlib.asynccontextmanager
-async def member_api() -> AsyncIterator[tuple[MemberApi, MemberRequest]]:
-    """Run a member on loopback; yields it and a client of it."""
-    member = MemberApi()
+async def member_api(
+    member: MemberApi | None = None,
+    *,
+    tls: ssl.SSLContext | None = None,
+    port: int = 0,
+) -> AsyncIterator[tuple[MemberApi, MemberRequest]]:
+    """Run a member on loopback; yields it and a client of it (for plain HTTP)."""
+    member = member or MemberApi()
     runner = web.AppRunner(member.app(), access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        await web.TCPSite(
+            runner, "127.0.0.1", port, ssl_context=tls, reuse_address=True
+        ).start()
         member.address = f"127.0.0.1:{runner.addresses[0][1]}"
         yield member, client(member.address)
     finally:
