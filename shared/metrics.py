@@ -18,7 +18,7 @@ from prometheus_client.metrics_core import (
 )
 
 from shared.errors import Code
-from shared.mux.readings import TunnelReading
+from shared.mux.readings import MemoryReading, TunnelReading
 from shared.version import VERSION
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "counter",
     "draining",
     "gauge",
+    "memory_metrics",
     "tunnel_metrics",
 ]
 
@@ -70,6 +71,28 @@ def draining(is_draining: bool) -> Metric:
         "1 while the program stops and lets running streams end, else 0.",
         (),
         [((), is_draining)],
+    )
+
+
+def memory_metrics(memory: MemoryReading) -> Iterable[Metric]:
+    """What all tunnels of this process hold against the ceiling (`--window-memory`)."""
+    yield gauge(
+        "tower_window_memory_bytes",
+        "Memory in windows and kept messages that counts against the ceiling.",
+        (),
+        [((), memory.used_bytes)],
+    )
+    yield gauge(
+        "tower_window_memory_ceiling_bytes",
+        "That ceiling.",
+        (),
+        [((), memory.ceiling_bytes)],
+    )
+    yield counter(
+        "tower_window_memory_held_back_total",
+        "How often a window wanted more than its share of it.",
+        (),
+        [((), memory.held_back)],
     )
 
 
@@ -172,6 +195,16 @@ def _now(readings: Mapping[str, TunnelReading]) -> Iterable[Metric]:
         "Arrived on streams and not taken by their readers yet.",
         lambda r: r.unread_bytes,
     )
+    yield by_cluster(
+        "tower_tunnel_window_bytes",
+        "Promised to senders beyond the first window of each stream.",
+        lambda r: r.window_bytes,
+    )
+    yield by_cluster(
+        "tower_tunnel_kept_bytes",
+        "Sent, and kept until the other end has it.",
+        lambda r: r.kept_bytes,
+    )
 
 
 def _totals(
@@ -186,6 +219,30 @@ def _totals(
             *(((cluster, "sent"), c.sent_bytes) for cluster, c in counted),
             *(((cluster, "received"), c.received_bytes) for cluster, c in counted),
         ],
+    )
+    yield counter(
+        "tower_tunnel_sent_bytes_total",
+        "The sent ones by class: data of streams that send much (bulk), and all else.",
+        ("cluster", "class"),
+        [
+            *(((cluster, "bulk"), c.sent_bulk_bytes) for cluster, c in counted),
+            *(
+                ((cluster, "interactive"), c.sent_bytes - c.sent_bulk_bytes)
+                for cluster, c in counted
+            ),
+        ],
+    )
+    yield counter(
+        "tower_tunnel_resumes_total",
+        "Sessions that went on over another connection.",
+        ("cluster",),
+        [((cluster,), c.resumes) for cluster, c in counted],
+    )
+    yield counter(
+        "tower_tunnel_retransmitted_bytes_total",
+        "Sent again after a lost connection.",
+        ("cluster",),
+        [((cluster,), c.resent_bytes) for cluster, c in counted],
     )
     yield counter(
         "tower_tunnel_streams_opened_total",

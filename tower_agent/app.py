@@ -32,7 +32,7 @@ from shared.member.sealed import SealedFace
 from shared.metrics import Metric
 from shared.mux.budget import WindowBudget
 from shared.mux.counters import Counters
-from shared.mux.readings import read_sessions
+from shared.mux.readings import read_memory, read_sessions
 from shared.mux.session import Session
 from shared.program import EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_USAGE, ProgramFailed
 from shared.settings import HostPort, SettingsError
@@ -309,6 +309,7 @@ class _Agent:
         return agent_metrics(
             self._credentials.cluster,
             read_sessions(sessions, self._counters, uncounted_target=CONTROL_TARGET),
+            read_memory(self._budget),
             answers=self._sealed.answers.copy(),
             client_connections=self._sealed.open_connections,
             is_draining=self._is_draining,

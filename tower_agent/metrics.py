@@ -10,9 +10,10 @@ from shared.metrics import (
     counter,
     draining,
     gauge,
+    memory_metrics,
     tunnel_metrics,
 )
-from shared.mux.readings import TunnelReading
+from shared.mux.readings import MemoryReading, TunnelReading
 
 __all__ = ["agent_metrics"]
 
@@ -20,6 +21,7 @@ __all__ = ["agent_metrics"]
 def agent_metrics(
     cluster: ClusterName,
     reading: TunnelReading,
+    memory: MemoryReading,
     *,
     answers: AnswerCounts,
     client_connections: int,
@@ -29,6 +31,7 @@ def agent_metrics(
 
     Args:
         reading: Its tunnels to the server.
+        memory: What these hold.
         answers: What requests of the sealed face were answered with.
         client_connections: Connections of control planes whose TLS ends here.
         is_draining: The agent stops; what runs has its time to end.
@@ -43,6 +46,7 @@ def agent_metrics(
         [((cluster,), reading.sessions > 0)],
     )
     yield from tunnel_metrics(readings, is_server=False)
+    yield from memory_metrics(memory)
     yield gauge(
         "tower_client_connections",
         "Connections of Kubernetes clients that the agent serves.",

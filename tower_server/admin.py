@@ -25,7 +25,7 @@ from certs.joining import JoinString, new_token, verifier_of
 from certs.names import ClusterName
 from shared.durations import rfc3339
 from shared.errors import Code
-from shared.mux.readings import TunnelReading
+from shared.mux.readings import MemoryReading, TunnelReading
 from shared.settings import HostPort
 from shared.version import VERSION
 from tower_server.admin_access import AccessOrders, read_access_order
@@ -97,11 +97,14 @@ class AdminApi:
         authority: Authority,
         public_address: HostPort,
         clock: Callable[[], datetime],
+        memory: Callable[[], MemoryReading],
     ) -> None:
         self._store = store
         self._sessions = sessions
         self._authority = authority
         self._public_address = public_address
+        # What all tunnels hold, now.
+        self._memory = memory
         # A time with a time zone; the wall clock in the real program.
         self._clock = clock
         self._access = AccessOrders(
@@ -185,6 +188,10 @@ class AdminApi:
         return web.json_response(
             {
                 "clock_seconds": round(asyncio.get_running_loop().time(), 6),
+                "window_memory": {
+                    "used_bytes": (memory := self._memory()).used_bytes,
+                    "ceiling_bytes": memory.ceiling_bytes,
+                },
                 "clusters": clusters,
             }
         )

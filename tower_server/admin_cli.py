@@ -344,6 +344,7 @@ def top(
 
     IN is what comes from the member, OUT what goes there, in bytes of the tunnel. QUEUE waits to be sent.
     STALLED streams have data and no credit, because their reader does not take it; STALLS counts how often that was.
+    RESUMES counts lost connections that sessions outlived, RESENT the bytes that were sent again for it.
 
     ```
     tower top

@@ -136,12 +136,17 @@ def traffic_document(status: ClusterStatus, reading: TunnelReading) -> dict[str,
         "stalled_streams": reading.stalled_streams,
         "queued_bytes": reading.queued_bytes,
         "unread_bytes": reading.unread_bytes,
+        "window_bytes": reading.window_bytes,
+        "kept_bytes": reading.kept_bytes,
         "sent_bytes_total": counted.sent_bytes,
+        "sent_bulk_bytes_total": counted.sent_bulk_bytes,
         "received_bytes_total": counted.received_bytes,
         "streams_opened_total": counted.opened_by_server + counted.opened_by_agent,
         "resets_total": sum(counted.resets_sent.values())
         + sum(counted.resets_received.values()),
         "window_stalls_total": counted.window_stalls,
+        "resumes_total": counted.resumes,
+        "retransmitted_bytes_total": counted.resent_bytes,
     }
 
 

@@ -23,6 +23,7 @@ from certs.names import ClusterName
 from shared.errors import Code, StreamReset
 from shared.metrics import Metric
 from shared.mux.budget import WindowBudget
+from shared.mux.readings import read_memory
 from shared.mux.stream import Stream
 from shared.program import ProgramFailed
 from shared.settings import HostPort
@@ -108,13 +109,14 @@ class _Server:
             server_certificate=identity.certificate,
             on_joined=self._joined,
         )
+        self._parking = Parking(settings.resume_time.total_seconds())
         self._listener = TunnelListener(
             AssertionVerifier([authority.certificate], authority.zone),
             store,
             self._registry,
             lambda stream: self._door.stream_accepted(stream),
             self._open_control,
-            Parking(settings.resume_time.total_seconds()),
+            self._parking,
             lambda session: self._door.session_parked(session),
             self._budget,
         )
@@ -219,7 +221,10 @@ class _Server:
     def _metrics(self) -> Iterable[Metric]:
         return server_metrics(
             self._registry.readings(),
+            read_memory(self._budget),
+            self._parking.read(),
             # Copies: this is read in a thread.
+            upgrades=dict(self._listener.counts),
             joins=dict(self._join.outcomes),
             front_door=dict(self._door.counts),
             is_draining=self._listener.is_draining,
@@ -240,6 +245,7 @@ class _Server:
             authority=self._authority,
             public_address=public,
             clock=lambda: datetime.now(UTC),
+            memory=lambda: read_memory(self._budget),
         )
         await stack.enter_async_context(
             serve_on_socket(api.application(), self._settings.admin_socket)

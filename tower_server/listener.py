@@ -11,6 +11,7 @@ loss and return, are one story.
 import asyncio
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -126,6 +127,8 @@ class TunnelListener:
         # Connections whose HELLO is not here yet, with who they are.
         self._arriving: dict[TunnelConnection, AgentIdentity] = {}
         self._admission = Admission(asyncio.get_running_loop().time())
+        # Calls by what became of them, for metrics: `admitted`, or the code of the refusal.
+        self.counts: Counter[str] = Counter()
         # Set by drain and close: nobody is let in any more.
         self._draining = False
         # Until when refusals with a code were logged enough; there are few codes.
@@ -200,6 +203,7 @@ class TunnelListener:
 
     def upgrade(self, waiting: "_Upgrade", request: Request) -> None:
         if self._draining:
+            self.counts["going_away"] += 1
             waiting.refuse(_going_away().response())
         else:
             self._tasks.start(self._decide(waiting, request), "upgrade")
@@ -218,6 +222,7 @@ class TunnelListener:
             raise
         if refusal is None:
             refusal = waiting.accept(request, identity)
+        self.counts["admitted" if refusal is None else refusal.code] += 1
         if refusal is not None:
             self._log_refusal(refusal, waiting.peer)
             waiting.refuse(refusal.response())

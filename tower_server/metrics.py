@@ -22,10 +22,12 @@ from shared.metrics import (
     counter,
     draining,
     gauge,
+    memory_metrics,
     tunnel_metrics,
 )
-from shared.mux.readings import TunnelReading
+from shared.mux.readings import MemoryReading, TunnelReading
 from shared.settings import HostPort
+from tower_server.parking import ParkingReading
 
 __all__ = ["serve_metrics", "server_metrics"]
 
@@ -37,7 +39,10 @@ SHUTDOWN_SECONDS = 1.0
 
 def server_metrics(
     readings: Mapping[str, TunnelReading],
+    memory: MemoryReading,
+    parking: ParkingReading,
     *,
+    upgrades: Mapping[str, int],
     joins: Mapping[str, int],
     front_door: Mapping[str, int],
     is_draining: bool,
@@ -46,6 +51,9 @@ def server_metrics(
 
     Args:
         readings: Every known cluster's tunnels; a cluster without sessions is away.
+        memory: What all of these hold.
+        parking: Sessions that wait for their agent.
+        upgrades: How many calls of agents came to what.
         joins: How many join requests ended how.
         front_door: How many connections of the one port came to what.
         is_draining: The server stops; what runs has its time to end.
@@ -59,6 +67,25 @@ def server_metrics(
         [((name,), reading.sessions > 0) for name, reading in readings.items()],
     )
     yield from tunnel_metrics(readings, is_server=True)
+    yield from memory_metrics(memory)
+    yield gauge(
+        "tower_parked_sessions",
+        "Sessions whose connection is lost and whose streams wait for their agent.",
+        (),
+        [((), parking.parked)],
+    )
+    yield counter(
+        "tower_expired_sessions_total",
+        "Those whose agent did not come back in time.",
+        (),
+        [((), parking.expired)],
+    )
+    yield counter(
+        "tower_tunnel_calls_total",
+        "Calls of agents, by what became of them.",
+        ("outcome",),
+        [((outcome,), count) for outcome, count in sorted(upgrades.items())],
+    )
     yield counter(
         "tower_joins_total",
         "Join requests, by what became of them.",

@@ -16,7 +16,7 @@ from shared.errors import Code
 from shared.mux.session import Session
 from tower_server.registry import MAX_SESSIONS_PER_CLUSTER, LiveSession
 
-__all__ = ["MAX_PARKED_PER_CLUSTER", "Parked", "Parking"]
+__all__ = ["MAX_PARKED_PER_CLUSTER", "Parked", "Parking", "ParkingReading"]
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +41,15 @@ class Parked:
     deadline: asyncio.TimerHandle
 
 
+@dataclass(frozen=True, kw_only=True)
+class ParkingReading:
+    """How many sessions wait at one moment, and what became of the others."""
+
+    parked: int
+    resumed: int
+    expired: int
+
+
 class Parking:
     """Detached sessions by their id. Create it inside the running loop."""
 
@@ -55,6 +64,11 @@ class Parking:
 
     def __len__(self) -> int:
         return len(self._parked)
+
+    def read(self) -> ParkingReading:
+        return ParkingReading(
+            parked=len(self), resumed=self.resumed, expired=self.expired
+        )
 
     def park(self, live: LiveSession, session: Session) -> None:
         """Keep a session; the oldest of its cluster makes room if there are too many."""

@@ -19,6 +19,7 @@ __all__ = [
     "cluster_details",
     "clusters_table",
     "harmless",
+    "memory_words",
     "print_table",
     "status_details",
     "tokens_table",
@@ -74,8 +75,8 @@ def clusters_table(clusters: Sequence[Document], now: datetime) -> Table:
 def traffic_table(clusters: Sequence[Document]) -> Table:
     """One line a cluster: what goes through its tunnels now. Rates that are not known yet are None."""
     table = _table(
-        *("NAME", "STATE", "RTT", "STREAMS", "IN/s", "OUT/s"),
-        *("QUEUE", "STALLED", "STALLS"),
+        *("NAME", "STATE", "TUNNELS", "RTT", "STREAMS", "IN/s", "OUT/s"),
+        *("QUEUE", "STALLED", "STALLS", "RESUMES", "RESENT"),
     )
     for column in table.columns[2:]:
         column.justify = "right"
@@ -84,6 +85,7 @@ def traffic_table(clusters: Sequence[Document]) -> Table:
             table,
             cluster["name"],
             cluster["state"],
+            str(cluster["sessions"]),
             _milliseconds(cluster["rtt_seconds"]),
             str(cluster["open_streams"]),
             _size(cluster["received_bytes_per_second"]),
@@ -91,6 +93,8 @@ def traffic_table(clusters: Sequence[Document]) -> Table:
             _size(cluster["queued_bytes"]),
             str(cluster["stalled_streams"]),
             str(cluster["window_stalls_total"]),
+            str(cluster["resumes_total"]),
+            _size(cluster["retransmitted_bytes_total"]),
         )
     return table
 
@@ -229,6 +233,12 @@ def _moment(moment: str | None, now: datetime) -> str | None:
 
 def _up(moment: str, now: datetime) -> str:
     return format_duration(max(now - datetime.fromisoformat(moment), timedelta(0)))
+
+
+def memory_words(memory: Document) -> str:
+    """How much the windows of all clusters hold, of how much."""
+    used, ceiling = _size(memory["used_bytes"]), _size(memory["ceiling_bytes"])
+    return f"windows hold {used} of {ceiling}"
 
 
 def _size(bytes_: float | None) -> str | None:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tower_server.admin_client import CommandFailed
-from tower_server.tables import harmless, traffic_table
+from tower_server.tables import harmless, memory_words, traffic_table
 
 __all__ = ["REFRESH_SECONDS", "busiest_first", "watch", "with_rates"]
 
@@ -83,7 +83,7 @@ def watch(
     console = console or Console(highlight=False, markup=False)
     before = read()
     clusters = with_rates(before, None)
-    picture = _picture(clusters, "", console)
+    picture = _picture(clusters, before, "", console)
     with (
         suppress(KeyboardInterrupt),
         Live(picture, console=console, screen=True, auto_refresh=False) as live,
@@ -96,23 +96,29 @@ def watch(
                 remark = f"no answer: {error}"
             else:
                 remark, clusters, before = "", with_rates(now, before), now
-            live.update(_picture(clusters, remark, console), refresh=True)
+            live.update(_picture(clusters, before, remark, console), refresh=True)
 
 
-def _picture(clusters: list[dict[str, Any]], remark: str, console: Console) -> Group:
+def _picture(
+    clusters: list[dict[str, Any]], reading: Document, remark: str, console: Console
+) -> Group:
     room = max(1, console.height - OTHER_LINES)
     ordered = busiest_first(clusters)
     hidden = len(ordered) - room
     if hidden > 0 and not remark:
         remark = f"{hidden} more do not fit: `tower top --once` prints all"
     table: Table = traffic_table(ordered[:room])
-    return Group(Text(_summary(clusters)), Text(), table, Text(harmless(remark)))
+    summary = _summary(clusters, reading["window_memory"])
+    return Group(Text(summary), Text(), table, Text(harmless(remark)))
 
 
-def _summary(clusters: Sequence[Document]) -> str:
+def _summary(clusters: Sequence[Document], memory: Document) -> str:
     connected = sum(cluster["state"] == "connected" for cluster in clusters)
     streams = sum(cluster["open_streams"] for cluster in clusters)
-    return f"{connected} of {len(clusters)} clusters connected, {streams} streams. Ctrl-C ends this."
+    return (
+        f"{connected} of {len(clusters)} clusters connected, {streams} streams; "
+        f"{memory_words(memory)}. Ctrl-C ends this."
+    )
 
 
 def _rate(

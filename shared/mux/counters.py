@@ -29,6 +29,7 @@ class Counters:
         "resets_received",
         "resets_sent",
         "resumes",
+        "sent_bulk_bytes",
         "sent_bytes",
         "window_stalls",
     )
@@ -37,6 +38,8 @@ class Counters:
         # Messages of the tunnel protocol, frame headers included.
         self.sent_bytes = 0
         self.received_bytes = 0
+        # Of what we sent: data of streams that were bulk then (SPEC 6), without headers.
+        self.sent_bulk_bytes = 0
         # Streams, by which end opened them.
         self.opened_by_agent = 0
         self.opened_by_server = 0
@@ -58,6 +61,7 @@ class Counters:
     def add(self, other: "Counters") -> None:
         """Add what another one has counted."""
         self.sent_bytes += other.sent_bytes
+        self.sent_bulk_bytes += other.sent_bulk_bytes
         self.received_bytes += other.received_bytes
         self.opened_by_agent += other.opened_by_agent
         self.opened_by_server += other.opened_by_server

@@ -93,6 +93,8 @@ class Outbox:
         # Largest messages of one stream alone, and while several wait.
         self._alone_bytes = MESSAGE_BYTES
         self._shared_bytes = SHARED_MESSAGE_BYTES
+        # What streams have sent while they were bulk, until somebody counts it.
+        self.bulk_bytes = 0
         # OPEN frames of streams that have not had their first turn.
         self._unannounced: dict[Stream, bytes] = {}
 
@@ -301,7 +303,10 @@ class Outbox:
 
     def _spend(self, stream: Stream, count: int) -> None:
         faded = (self._now - stream.spent_at) * INTERACTIVE_BYTES_PER_SECOND
-        stream.spent_bytes = max(0, stream.spent_bytes - int(faded)) + count
+        spent_bytes = max(0, stream.spent_bytes - int(faded))
+        if spent_bytes > INTERACTIVE_BYTES:
+            self.bulk_bytes += count
+        stream.spent_bytes = spent_bytes + count
         stream.spent_at = self._now
 
     def _line_up(self, stream: Stream) -> None:

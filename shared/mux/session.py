@@ -200,6 +200,9 @@ class Session:
             replay.sent(message)
             in_flight.sent(len(message), now, more=outbox.has_data)
             self.counters.sent_bytes += len(message)
+            if outbox.bulk_bytes:
+                self.counters.sent_bulk_bytes += outbox.bulk_bytes
+                outbox.bulk_bytes = 0
         return message
 
     @property

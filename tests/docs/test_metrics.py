@@ -8,9 +8,10 @@ from shared.http.relay import AnswerCounts
 from shared.metrics import Metric
 from shared.mux.counters import Counters
 from tests.docs.cli_reference import README
-from tests.fakes.metrics import reading
+from tests.fakes.metrics import MEMORY, reading
 from tower_agent.metrics import agent_metrics
 from tower_server.metrics import server_metrics
+from tower_server.parking import ParkingReading
 
 
 def exported() -> dict[str, set[str]]:
@@ -20,6 +21,9 @@ def exported() -> dict[str, set[str]]:
     metrics: list[Metric] = [
         *server_metrics(
             {"alpha": reading(counters)},
+            MEMORY,
+            ParkingReading(parked=0, resumed=0, expired=0),
+            upgrades={"busy": 1},
             joins={"joined": 1},
             front_door={"own": 1},
             is_draining=False,
@@ -27,6 +31,7 @@ def exported() -> dict[str, set[str]]:
         *agent_metrics(
             ClusterName("alpha"),
             reading(counters),
+            MEMORY,
             answers=AnswerCounts(by_agent={403: 1}),  # type: ignore[arg-type]
             client_connections=0,
             is_draining=False,

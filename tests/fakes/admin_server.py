@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from certs.authority import Authority
 from certs.joining import JoinString
 from certs.names import ClusterName
+from shared.mux.readings import MemoryReading
 from shared.settings import HostPort
 from tests.fakes.registry import FakeRegistry
 from tower_server.admin import AdminApi
@@ -41,6 +42,9 @@ class AdminServer:
         self.registry = FakeRegistry()
         # Where clusters with a direct connection show that they are served.
         self.reached = Registry()
+        self.memory = MemoryReading(
+            used_bytes=3 * 2**20, ceiling_bytes=2**28, held_back=0
+        )
         self.public_address = HostPort(host="tower.example.com", port=8443)
         # A certificate's begin and the table's ages are compared with the real clock elsewhere,
         # so time stands still at the present.
@@ -108,6 +112,7 @@ class AdminServer:
             may_name_files=True,
         )
         api = AdminApi(
+            memory=lambda: self.memory,
             store=self.store,
             sessions=self.registry,
             direct=direct,

@@ -3,9 +3,11 @@
 from prometheus_client.parser import text_string_to_metric_families
 
 from shared.mux.counters import Counters
-from shared.mux.readings import TunnelReading
+from shared.mux.readings import MemoryReading, TunnelReading
 
-__all__ = ["Numbers", "numbers", "reading"]
+__all__ = ["MEMORY", "Numbers", "numbers", "reading"]
+
+MEMORY = MemoryReading(used_bytes=30, ceiling_bytes=200, held_back=4)
 
 # By name and labels, which are sorted pairs.
 Numbers = dict[tuple[str, tuple[tuple[str, str], ...]], float]

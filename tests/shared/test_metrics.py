@@ -7,9 +7,16 @@ from collections.abc import Iterable
 import pytest
 
 from shared.errors import Code
-from shared.metrics import Metric, MetricsPage, counter, gauge, tunnel_metrics
+from shared.metrics import (
+    Metric,
+    MetricsPage,
+    counter,
+    gauge,
+    memory_metrics,
+    tunnel_metrics,
+)
 from shared.mux.counters import Counters
-from tests.fakes.metrics import Numbers, numbers, reading
+from tests.fakes.metrics import MEMORY, Numbers, numbers, reading
 
 
 async def page(*metrics: Metric) -> Numbers:
@@ -23,6 +30,7 @@ async def test_every_number_of_a_tunnel_is_written_under_its_name() -> None:
     counters.resets_sent[Code.TIMEOUT] += 4
     counters.resets_received[Code.CANCELLED] += 5
     counters.window_stalls = 6
+    counters.sent_bulk_bytes, counters.resumes, counters.resent_bytes = 800, 8, 90
     written = await page(*tunnel_metrics({"alpha": reading(counters)}, is_server=True))
     alpha = ("cluster", "alpha")
     assert {k: v for k, v in written.items() if not k[0].startswith("process_")} == {
@@ -32,6 +40,12 @@ async def test_every_number_of_a_tunnel_is_written_under_its_name() -> None:
         ("tower_tunnel_stalled_streams", (alpha,)): 2,
         ("tower_tunnel_queued_bytes", (alpha,)): 400,
         ("tower_tunnel_unread_bytes", (alpha,)): 50,
+        ("tower_tunnel_window_bytes", (alpha,)): 7000,
+        ("tower_tunnel_kept_bytes", (alpha,)): 600,
+        ("tower_tunnel_sent_bytes_total", (("class", "bulk"), alpha)): 800,
+        ("tower_tunnel_sent_bytes_total", (("class", "interactive"), alpha)): 200,
+        ("tower_tunnel_resumes_total", (alpha,)): 8,
+        ("tower_tunnel_retransmitted_bytes_total", (alpha,)): 90,
         ("tower_tunnel_bytes_total", (alpha, ("direction", "sent"))): 1000,
         ("tower_tunnel_bytes_total", (alpha, ("direction", "received"))): 2000,
         ("tower_tunnel_streams_opened_total", (alpha, ("opener", "server"))): 7,
@@ -46,6 +60,13 @@ async def test_every_number_of_a_tunnel_is_written_under_its_name() -> None:
         ): 5,
         ("tower_tunnel_window_stalls_total", (alpha,)): 6,
     }
+
+
+async def test_memory_is_written_beside_its_ceiling() -> None:
+    written = await page(*memory_metrics(MEMORY))
+    assert written["tower_window_memory_bytes", ()] == 30
+    assert written["tower_window_memory_ceiling_bytes", ()] == 200
+    assert written["tower_window_memory_held_back_total", ()] == 4
 
 
 async def test_seen_from_the_agent_its_own_resets_are_the_agents() -> None:

@@ -3,7 +3,7 @@
 from certs.names import ClusterName
 from shared.http.relay import AnswerCounts
 from shared.metrics import MetricsPage
-from tests.fakes.metrics import numbers, reading
+from tests.fakes.metrics import MEMORY, numbers, reading
 from tower_agent.metrics import agent_metrics
 
 
@@ -14,6 +14,7 @@ async def test_tunnels_clients_and_answers_are_counted() -> None:
     metrics = agent_metrics(
         ClusterName("alpha"),
         reading(),
+        MEMORY,
         answers=answers,
         client_connections=4,
         is_draining=True,
@@ -24,6 +25,7 @@ async def test_tunnels_clients_and_answers_are_counted() -> None:
     assert written["tower_tunnel_streams", alpha] == 3
     assert written["tower_client_connections", ()] == 4
     assert written["tower_draining", ()] == 1
+    assert written["tower_window_memory_bytes", ()] == 30
     by_apiserver = (("answered_by", "apiserver"), ("code", "200"))
     by_agent = (("answered_by", "agent"), ("code", "403"))
     assert written["tower_requests_total", by_apiserver] == 5

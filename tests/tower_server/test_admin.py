@@ -116,11 +116,16 @@ def test_top_has_every_known_cluster_with_its_totals(
         "stalled_streams": 1,
         "queued_bytes": 30,
         "unread_bytes": 40,
+        "window_bytes": 0,
+        "kept_bytes": 0,
         "sent_bytes_total": 10,
+        "sent_bulk_bytes_total": 0,
         "received_bytes_total": 20,
         "streams_opened_total": 4,
         "resets_total": 3,
         "window_stalls_total": 0,
+        "resumes_total": 0,
+        "retransmitted_bytes_total": 0,
     }
     assert (beta["name"], beta["state"], beta["sessions"]) == ("beta", "away", 0)
 

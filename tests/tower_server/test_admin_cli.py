@@ -412,9 +412,12 @@ def test_top_once_prints_one_table_with_rates(
     monkeypatch.setattr(admin_cli, "REFRESH_SECONDS", 0.01)
     lines = done(tower(server, "top", "--once")).splitlines()
     assert [line.split() for line in lines] == [
-        "NAME STATE RTT STREAMS IN/s OUT/s QUEUE STALLED STALLS".split(),
-        "alpha connected - 0 0 B 0 B 0 B 0 0".split(),
-        "beta away - 0 0 B 0 B 0 B 0 0".split(),
+        (
+            "NAME STATE TUNNELS RTT STREAMS IN/s OUT/s QUEUE STALLED STALLS "
+            "RESUMES RESENT"
+        ).split(),
+        "alpha connected 0 - 0 0 B 0 B 0 B 0 0 0 0 B".split(),
+        "beta away 0 - 0 0 B 0 B 0 B 0 0 0 0 B".split(),
     ]
 
 
@@ -422,6 +425,10 @@ def test_top_as_json_is_one_reading(server: AdminServer) -> None:
     server.registry.connected("alpha")
     answer = json.loads(done(tower(server, "top", "-o", "json")))
     assert answer["clusters"][0]["received_bytes_total"] == 0
+    assert answer["window_memory"] == {
+        "used_bytes": 3 * 2**20,
+        "ceiling_bytes": 2**28,
+    }
 
 
 def test_a_live_table_needs_a_terminal(server: AdminServer) -> None:
@@ -435,7 +442,9 @@ def test_on_a_terminal_the_table_is_live(
     monkeypatch.setattr(admin_cli, "stdout_is_terminal", lambda: True)
     monkeypatch.setattr(admin_cli, "watch", lambda read: seen.append(read()))
     done(tower(server, "top"))
-    assert [set(answer) for answer in seen] == [{"clock_seconds", "clusters"}]
+    assert [set(answer) for answer in seen] == [
+        {"clock_seconds", "window_memory", "clusters"}
+    ]
 
 
 # The command line itself

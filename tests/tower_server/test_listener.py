@@ -160,6 +160,8 @@ async def test_a_call_without_an_assertion_is_refused() -> None:
             answer = await call(host, upgrade_head(None, Authorization=field))
             assert answer.error == (401, "no_assertion"), field
             assert "Authorization header" in answer.message
+        await host.connected_agent()
+        assert host.listener.counts == {"no_assertion": 4, "admitted": 1}
 
 
 @both_loops

@@ -8,8 +8,9 @@ import pytest
 
 from shared.metrics import MetricsPage
 from shared.settings import HostPort
-from tests.fakes.metrics import numbers, reading
+from tests.fakes.metrics import MEMORY, numbers, reading
 from tower_server.metrics import serve_metrics, server_metrics
+from tower_server.parking import ParkingReading
 
 LOOPBACK = HostPort(host="127.0.0.1", port=0)
 
@@ -17,6 +18,9 @@ LOOPBACK = HostPort(host="127.0.0.1", port=0)
 async def test_clusters_joins_and_connections_are_counted_by_name() -> None:
     metrics = server_metrics(
         {"alpha": reading(), "beta": reading(sessions=0, rtt_seconds=None)},
+        MEMORY,
+        ParkingReading(parked=5, resumed=6, expired=7),
+        upgrades={"admitted": 8, "busy": 9},
         joins={"joined": 2, "token_used": 1},
         front_door={"sealed": 30},
         is_draining=False,
@@ -26,6 +30,13 @@ async def test_clusters_joins_and_connections_are_counted_by_name() -> None:
     assert written["tower_cluster_connected", (("cluster", "beta"),)] == 0
     assert written["tower_joins_total", (("outcome", "joined"),)] == 2
     assert written["tower_joins_total", (("outcome", "token_used"),)] == 1
+    assert written["tower_parked_sessions", ()] == 5
+    assert written["tower_expired_sessions_total", ()] == 7
+    assert written["tower_tunnel_calls_total", (("outcome", "busy"),)] == 9
+    assert written["tower_window_memory_bytes", ()] == 30
+    assert written["tower_window_memory_ceiling_bytes", ()] == 200
+    assert written["tower_window_memory_held_back_total", ()] == 4
+    assert written["tower_draining", ()] == 0
     sealed = ("tower_front_door_connections_total", (("outcome", "sealed"),))
     assert written[sealed] == 30
     build = [labels for name, labels in written if name == "tower_build_info"]

@@ -18,6 +18,7 @@ def cluster(name: str = "alpha", **changes: Any) -> dict[str, Any]:
     return {
         "name": name,
         "state": "connected",
+        "sessions": 1,
         "rtt_seconds": 0.025,
         "open_streams": 3,
         "stalled_streams": 1,
@@ -25,11 +26,18 @@ def cluster(name: str = "alpha", **changes: Any) -> dict[str, Any]:
         "sent_bytes_total": 0,
         "received_bytes_total": 0,
         "window_stalls_total": 12,
+        "resumes_total": 7,
+        "retransmitted_bytes_total": 96_000,
     } | changes
 
 
 def at(seconds: float, *clusters: dict[str, Any]) -> Document:
-    return {"clock_seconds": seconds, "clusters": list(clusters)}
+    memory = {"used_bytes": 3_000_000, "ceiling_bytes": 250_000_000}
+    return {
+        "clock_seconds": seconds,
+        "window_memory": memory,
+        "clusters": list(clusters),
+    }
 
 
 def rates(now: Document, before: Document | None) -> list[tuple[Any, Any]]:
@@ -113,8 +121,9 @@ def test_the_screen_shows_rates_from_the_second_reading_on() -> None:
     )
     text = screen.run()
     assert screen.slept == [1.0, 1.0]
-    assert "1 of 1 clusters connected, 3 streams" in text
-    for cell in ("alpha", "25 ms", "1.5 MB", "800 B", "2.0 kB"):
+    summary = "1 of 1 clusters connected, 3 streams; windows hold 3.0 MB of 250 MB."
+    assert summary in text
+    for cell in ("alpha", "25 ms", "1.5 MB", "800 B", "2.0 kB", "7", "96.0 kB"):
         assert cell in text
 
 

@@ -5,6 +5,7 @@ Every number is compared with what the test itself has seen go by.
 
 from shared.errors import Code
 from shared.mux.counters import Counters
+from shared.mux.outbox import INTERACTIVE_BYTES
 from tests.fakes.session_links import ResumingPair
 from tests.fakes.session_pair import SessionPair
 
@@ -17,6 +18,20 @@ def test_what_one_end_has_sent_the_other_has_received() -> None:
     server, agent = pair.server.session.counters, pair.agent.session.counters
     assert server.sent_bytes == agent.received_bytes > 100_000
     assert agent.sent_bytes == server.received_bytes > 0
+
+
+def test_what_a_stream_sends_counts_as_bulk_once_it_has_sent_much() -> None:
+    pair = SessionPair()
+    quiet, loud = pair.server.open(), pair.server.open()
+    counters = pair.server.session.counters
+    for _ in range(100):
+        quiet.stream.write(bytes(1000))
+        pair.settle()
+        pair.sleep(0.1)
+    assert counters.sent_bulk_bytes == 0 and counters.sent_bytes > 100_000
+    loud.stream.write(bytes(200_000))
+    pair.settle()
+    assert 200_000 - 4 * INTERACTIVE_BYTES < counters.sent_bulk_bytes <= 200_000
 
 
 def test_streams_count_for_the_end_that_opened_them() -> None:

@@ -1,7 +1,8 @@
 """One look at sessions: streams, stalls, what is queued and what is unread, the newest round trip."""
 
+from shared.mux.budget import WindowBudget
 from shared.mux.counters import Counters
-from shared.mux.readings import TunnelReading, read_sessions
+from shared.mux.readings import TunnelReading, read_memory, read_sessions
 from tests.fakes.session_links import ResumingPair
 from tests.fakes.session_pair import SessionPair
 
@@ -65,3 +66,14 @@ def test_memory_that_counts_against_the_ceilings_is_seen() -> None:
     near.stream.write(b"x" * 10_000)
     pair.pull(pair.server)
     assert look(pair).kept_bytes >= 10_000
+
+
+def test_memory_is_that_of_all_sessions() -> None:
+    budget = WindowBudget(1000)
+    budget.for_session().change(30)
+    budget.for_session().change(40)
+    budget.for_session().note_held_back()
+    reading = read_memory(budget)
+    budget.change(100)
+    assert (reading.used_bytes, reading.ceiling_bytes) == (70, 1000)
+    assert reading.held_back == 1
