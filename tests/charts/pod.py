@@ -15,6 +15,7 @@ import shutil
 import socket
 import ssl
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,12 @@ class Pod:
     """The one container of a pod, as a process of this machine."""
 
     def __init__(
-        self, plane: ControlPlane, deployment: dict[str, Any], image: Path, home: Path
+        self,
+        plane: ControlPlane,
+        deployment: dict[str, Any],
+        image: Path,
+        home: Path,
+        ports: Mapping[int, int] | None = None,
     ) -> None:
         self.namespace = deployment["metadata"]["namespace"]
         self.name = deployment["metadata"]["name"] + "-pod"
@@ -61,8 +67,8 @@ class Pod:
         self._home = home
         self._spec = deployment["spec"]["template"]["spec"]
         self._container = self._spec["containers"][0]
-        # Port in the container -> ours on loopback.
-        self.ports: dict[int, int] = {}
+        # Port in the container -> ours on loopback; free ones where none is given.
+        self.ports = dict(ports or {})
         home.mkdir(parents=True, exist_ok=True)
         self.process = Process(
             self.name,
@@ -76,6 +82,10 @@ class Pod:
             self._environment(),
             home / "pod.log",
         )
+
+    def volume(self, name: str) -> Path:
+        """Where a volume's files are on this machine."""
+        return self._home / name
 
     def probe(self, kind: str) -> int:
         """The status of an httpGet probe of the container; 0 if nothing answers."""
@@ -160,7 +170,7 @@ class Pod:
         if "emptyDir" in volume:
             directory = self._files(volume["name"], {})
             os.chown(directory, -1, self._spec["securityContext"]["fsGroup"])
-            directory.chmod(0o2770)
+            directory.chmod(0o2777)  # as a kubelet makes it
             return directory
         if "secret" in volume:
             data = self._object("secrets", volume["secret"]["secretName"])

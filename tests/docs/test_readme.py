@@ -61,7 +61,7 @@ def ours() -> list[list[str]]:
         match = re.search(
             r"(?:^|\s)(tower|tower-agent|tower-server) (?![a-z]+:)", command
         )
-        if match and not command.startswith("kubectl"):
+        if match and not command.startswith(("kubectl", "helm")):
             call = re.split(r"[|>;]", command[match.start() :])[0]
             calls.append(shlex.split(call))
     return calls

@@ -2,9 +2,11 @@
 
 Covered: the image's root file system has what the programs need and nothing more, and runs
 read-only as nobody; what the charts render is accepted by a real apiserver; the agent joins from
-a chart, keeps its credentials over an upgrade and a re-install, and is ready when its tunnel stands.
+a chart, keeps its credentials over an upgrade and a re-install, and is ready when its tunnel stands;
+the server runs from a chart on another control plane, with its state there, and survives a new pod.
 """
 
+import itertools
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,9 +18,13 @@ import yaml
 
 from tests.charts.chart import Chart
 from tests.charts.pod import Pod, can_run_pods
-from tests.charts.test_tower_agent import EVERYTHING
+from tests.charts.test_tower_agent import EVERYTHING as AGENT_EVERYTHING
+from tests.charts.test_tower_server import EVERYTHING as SERVER_EVERYTHING
+from tests.charts.test_tower_server import NEEDED as SERVER_NEEDED
+from tests.e2e.kubectl import clean_environment
 from tests.e2e.member import Member
-from tests.e2e.tower import ROOT, Tower, wait_until
+from tests.e2e.neighbours import free_port
+from tests.e2e.tower import ROOT, Tower, program, wait_until
 
 pytestmark = [
     pytest.mark.e2e,
@@ -28,7 +34,14 @@ pytestmark = [
 # The issue's bound for an image; what a registry stores is about a third.
 MAX_IMAGE_MB = 120
 
-NAMESPACE = "tower-chart"
+# A namespace of its own for each test: one that is being deleted takes nothing in.
+_numbers = itertools.count(1)
+
+# By the Prometheus operator, the Gateway API and cert-manager, which are not installed here.
+DEFINED_ELSEWHERE = {
+    *("PodMonitor", "ServiceMonitor", "PrometheusRule"),
+    *("TLSRoute", "Certificate"),
+}
 
 
 @pytest.fixture(scope="session")
@@ -61,49 +74,70 @@ def test_the_image_has_no_shell_and_no_package_manager(image: Path) -> None:
     assert not names & {"sh", "bash", "busybox", "pip", "apt-get", "setuptools"}
 
 
-def test_a_real_apiserver_accepts_all_that_the_agents_chart_renders(
-    alpha: Member, helm: Path
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("tower-agent", AGENT_EVERYTHING),
+        ("tower-server", SERVER_EVERYTHING),
+        ("tower-server", SERVER_NEEDED | {"service": {"type": "LoadBalancer"}}),
+        ("tower-server", SERVER_NEEDED | {"service": {"type": "ClusterIP"}}),
+    ],
+)
+def test_a_real_apiserver_accepts_all_that_a_chart_renders(
+    alpha: Member, helm: Path, name: str, values: dict[str, Any]
 ) -> None:
-    objects = Chart(helm=helm, name="tower-agent").render(
-        EVERYTHING, namespace="default"
-    )
-    # Their definition comes with the Prometheus operator.
-    objects = [item for item in objects if item["kind"] != "PodMonitor"]
+    objects = Chart(helm=helm, name=name).render(values, namespace="default")
+    objects = [item for item in objects if item["kind"] not in DEFINED_ELSEWHERE]
     text = yaml.safe_dump_all(objects)
     alpha.admin.quiet(
         "apply", "--dry-run=server", "--validate=strict", "-f", "-", stdin=text
     )
 
 
-@pytest.fixture
-def start(alpha: Member, image: Path, tmp_path: Path) -> Iterator[Callable[[str], Pod]]:
-    """Runs the pod of a Deployment in alpha; all end with the test."""
-    pods: list[Pod] = []
+class Pods:
+    """Runs the pods of Deployments in one namespace of any member."""
 
-    def run(deployment: str) -> Pod:
-        path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{deployment}"
-        pod = Pod(
-            alpha.plane,
-            alpha.request("GET", path),
-            image,
-            tmp_path / f"pod-{len(pods)}",
-        )
-        pods.append(pod)
+    def __init__(self, image: Path, directory: Path) -> None:
+        self._image = image
+        self.directory = directory
+        self.namespace = f"tower-chart-{next(_numbers)}"
+        self.pods: list[Pod] = []
+
+    def start(
+        self, member: Member, deployment: str, ports: dict[int, int] | None = None
+    ) -> Pod:
+        path = f"/apis/apps/v1/namespaces/{self.namespace}/deployments/{deployment}"
+        home = self.directory / f"pod-{len(self.pods)}"
+        spec = member.request("GET", path)
+        pod = Pod(member.plane, spec, self._image, home, ports)
+        self.pods.append(pod)
         pod.process.start()
         return pod
 
-    yield run
-    for pod in pods:
+
+@pytest.fixture
+def pods(alpha: Member, beta: Member, image: Path, tmp_path: Path) -> Iterator[Pods]:
+    """All pods, and their namespaces, end with the test."""
+    pods = Pods(image, tmp_path)
+    yield pods
+    for pod in reversed(pods.pods):
         pod.process.stop()
-    alpha.admin.quiet(
-        "delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait=false"
-    )
+    for member in (alpha, beta):
+        member.admin.quiet(
+            *(
+                "delete",
+                "namespace",
+                pods.namespace,
+                "--ignore-not-found",
+                "--wait=false",
+            )
+        )
 
 
 def test_the_agent_joins_from_its_chart_and_keeps_its_key(
     alpha: Member,
     helm: Path,
-    start: Callable[[str], Pod],
+    pods: Pods,
     new_tower: Callable[..., Tower],
 ) -> None:
     tower = new_tower()
@@ -111,10 +145,10 @@ def test_the_agent_joins_from_its_chart_and_keeps_its_key(
     join = tower.admin("token", "create", "alpha").strip()
 
     def install(values: dict[str, Any]) -> None:
-        chart.install(alpha.plane.kubeconfig, "tower-agent", NAMESPACE, values)
+        chart.install(alpha.plane.kubeconfig, "tower-agent", pods.namespace, values)
 
     install({"join": {"string": join}, "terminationGracePeriodSeconds": 5})
-    pod = start("tower-agent")
+    pod = pods.start(alpha, "tower-agent")
     pod.process.wait_for_line("tower-agent ready")
     tower.wait_connected("alpha", 5)
     assert pod.probe("livenessProbe") == pod.probe("readinessProbe") == 200
@@ -124,12 +158,65 @@ def test_the_agent_joins_from_its_chart_and_keeps_its_key(
 
     # An upgrade without a token, and even a new install, find the agent's key where it was.
     install({"log": {"level": "debug"}})
-    chart.uninstall(alpha.plane.kubeconfig, "tower-agent", NAMESPACE)
+    chart.uninstall(alpha.plane.kubeconfig, "tower-agent", pods.namespace)
     install({})
-    pod = start("tower-agent")
+    pod = pods.start(alpha, "tower-agent")
     pod.process.wait_for_line("tower-agent ready")
 
     # Not ready without a tunnel, but alive: a restart would not help.
     tower.server.kill()
     wait_until(lambda: pod.probe("readinessProbe") == 503, 10, "not ready")
     assert pod.probe("livenessProbe") == 200
+
+
+def test_server_and_agent_run_from_their_charts(
+    alpha: Member, beta: Member, helm: Path, pods: Pods
+) -> None:
+    """beta is the host here, alpha the member."""
+    port = free_port()
+    values = {"publicAddress": f"127.0.0.1:{port}", "drainTime": "1s"}
+    Chart(helm=helm, name="tower-server").install(
+        beta.plane.kubeconfig, "tower-server", pods.namespace, values
+    )
+    server = pods.start(beta, "tower-server", {8443: port})
+    server.process.wait_for_line("tower-server ready")
+    assert server.probe("livenessProbe") == server.probe("readinessProbe") == 200
+
+    def admin(*arguments: str) -> str:
+        socket = server.volume("run") / "admin"
+        done = subprocess.run(
+            program(
+                "tower_server.admin_cli",
+                "--socket",
+                str(socket / "admin.sock"),
+                *arguments,
+            ),
+            env=clean_environment(PYTHONPATH=str(ROOT)),
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        assert done.returncode == 0, done.stderr + server.process.log_tail()
+        return done.stdout
+
+    join = admin("token", "create", "alpha").strip()
+    Chart(helm=helm, name="tower-agent").install(
+        alpha.plane.kubeconfig,
+        "tower-agent",
+        pods.namespace,
+        {"join": {"string": join}},
+    )
+    agent = pods.start(alpha, "tower-agent")
+    agent.process.wait_for_line("tower-agent ready")
+    kubeconfig = pods.directory / "alpha.kubeconfig"
+    admin("kubeconfig", "alpha", "--out", str(kubeconfig))
+    through = alpha.kubectl(kubeconfig)
+    assert "default" in through.quiet("get", "namespaces", "-o", "name")
+
+    # A new pod knows what the one before knew: it lies in the host's Secrets.
+    server.process.stop()
+    server = pods.start(beta, "tower-server", {8443: port})
+    server.process.wait_for_line("tower-server ready")
+    wait_until(lambda: agent.probe("readinessProbe") == 200, 10, "the tunnel")
+    assert "default" in through.quiet("get", "namespaces", "-o", "name")
+    assert "alpha" in admin("cluster", "list")

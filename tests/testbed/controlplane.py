@@ -278,14 +278,29 @@ class ControlPlane:
             status, answer = self.request("POST", "/api/v1/nodes", _node(index))
             if status != 201:
                 raise ControlPlaneFailed(f"cannot make a node: {answer}")
-        left = deadline - time.monotonic()
-        self._wait("ready nodes", self._nodes_are_ready, left, "kwok")
+        self._wait_for_nodes(deadline)
         self._wait(
             "the default ServiceAccount",
             lambda: self._exists("/api/v1/namespaces/default/serviceaccounts/default"),
             deadline - time.monotonic(),
             "kube-controller-manager",
         )
+
+    def _wait_for_nodes(self, deadline: float) -> None:
+        """Wait until kwok has made the nodes ready, and start it again if it dies of itself.
+
+        Its workers fill an unguarded map when they look at the first node ("concurrent map writes",
+        kwok 0.8.0 with easycel 0.6.0), which now and then ends a start.
+        """
+        for last in (False, False, True):
+            try:
+                left = deadline - time.monotonic()
+                self._wait("ready nodes", self._nodes_are_ready, left, "kwok")
+                return
+            except ProcessFailed:
+                if last:
+                    raise
+                self.restart("kwok")
 
     def _wait(
         self,
