@@ -14,7 +14,7 @@ from typing import Any
 
 from shared.logs import redact
 from shared.settings import SettingsError
-from shared.tunnel.tuning import tune_process
+from shared.tunnel.tuning import keep_heap_trimmed, tune_process
 
 __all__ = [
     "EXIT_FAILED",
@@ -78,6 +78,7 @@ def run_program(
 
 async def _until_signal(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     loop = asyncio.get_running_loop()
+    keep_heap_trimmed(loop)
     task = asyncio.current_task()
     assert task is not None
     stopped_by: list[signal.Signals] = []

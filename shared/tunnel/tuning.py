@@ -4,13 +4,24 @@ glibc gives every buffer over 128 KiB its own mmap, and page faults then cost mo
 all Python together: 3 to 4 times the throughput of plain relaying (design 5, measured).
 And Python's cycle collector, at its defaults, walks everything that start-up made again
 and again: a tenth of the agent's time in a bulk transfer (measured).
+
+The patient malloc has its price: what a busy second has fragmented stays ours for ever, and an
+agent with 25 MB in use had 180 MB after five minutes of mixed load. So we look now and then, and
+give back what lies free between what is used.
 """
 
+import asyncio
 import ctypes
 import gc
 import platform
 
-__all__ = ["tune_allocator", "tune_collector", "tune_process"]
+__all__ = [
+    "keep_heap_trimmed",
+    "trim_heap",
+    "tune_allocator",
+    "tune_collector",
+    "tune_process",
+]
 
 # mallopt's parameter numbers, from glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
@@ -22,6 +33,11 @@ _MMAP_THRESHOLD_BYTES = 256 * 1024 * 1024
 # Free memory at the heap's end that is kept rather than given back and faulted in again.
 _TRIM_THRESHOLD_BYTES = 32 * 1024 * 1024
 _TOP_PAD_BYTES = 4 * 1024 * 1024
+
+# How often to look whether much lies free between what is used, and what is much. To give back
+# 200 MB takes 15 ms (measured), and as much again when it is needed again.
+TRIM_EVERY_SECONDS = 30.0
+TRIM_ABOVE_BYTES = 16 * 1024 * 1024
 
 # New objects that trigger a young collection (700 by default); a frame makes a few, and
 # nearly all die by reference counting. The older generations keep their proportions.
@@ -50,6 +66,50 @@ def tune_allocator() -> bool:
             (_M_TOP_PAD, _TOP_PAD_BYTES),
         )
     )
+
+
+class _MallocInfo(ctypes.Structure):
+    """glibc's struct mallinfo2."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks"),
+            *("uordblks", "fordblks", "keepcost"),
+        )
+    ]
+
+
+def trim_heap() -> bool:
+    """Give free memory back to the system if there is much; True if that was tried.
+
+    Does nothing where the libc is not glibc, or older than 2.33.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    try:
+        libc = ctypes.CDLL(None)
+        mallinfo, malloc_trim = libc.mallinfo2, libc.malloc_trim
+    except (OSError, AttributeError):
+        return False
+    mallinfo.restype = _MallocInfo
+    info = mallinfo()
+    # What lies at the heap's end, malloc itself gives back. What was given back from between
+    # still counts as free here: to look again costs 0.2 ms (measured).
+    if info.fordblks - info.keepcost < TRIM_ABOVE_BYTES:
+        return False
+    malloc_trim(ctypes.c_size_t(_TOP_PAD_BYTES))
+    return True
+
+
+def keep_heap_trimmed(loop: asyncio.AbstractEventLoop) -> None:
+    """Trim the heap now and then, for as long as the loop runs."""
+
+    def trim() -> None:
+        trim_heap()
+        loop.call_later(TRIM_EVERY_SECONDS, trim)
+
+    loop.call_later(TRIM_EVERY_SECONDS, trim)
 
 
 def tune_collector() -> None:

@@ -1,11 +1,16 @@
 """What a process that relays bytes needs before its first one.
 
-Covered: glibc's allocator, other allocators left alone, the collector's thresholds.
+Covered: glibc's allocator, other allocators left alone, the collector's thresholds; memory that
+is free between what is used is given back, now and then.
 """
 
 import gc
+import os
 import platform
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -35,3 +40,59 @@ def test_what_start_up_made_is_left_out_of_collections(collector: None) -> None:
     tuning.tune_collector()
     assert gc.get_freeze_count() > 0
     assert gc.get_threshold()[0] > before[0]
+
+
+# Half a page of small things between every two large ones: the heap's end never comes free.
+FRAGMENTED = """
+import os
+from shared.tunnel import tuning
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+assert tuning.tune_allocator()
+kept = []
+for _ in range(400):
+    kept += [bytes(200_000), bytes(600)]
+kept[::2] = [None] * 400
+before = resident()
+assert tuning.trim_heap()
+assert before - resident() > 60_000_000, (before, resident())
+"""
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="only glibc's heap is ours to trim"
+)
+def test_memory_that_is_free_between_what_is_used_is_given_back() -> None:
+    # In a process of its own, whose heap nobody else has filled.
+    root = Path(__file__).resolve().parents[3]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    subprocess.run(
+        [sys.executable, "-c", FRAGMENTED], check=True, env=environment, timeout=30
+    )
+
+
+def test_other_heaps_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    assert tuning.trim_heap() is False
+
+
+def test_the_heap_is_trimmed_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Loop:
+        """Keeps what it shall call later."""
+
+        def __init__(self) -> None:
+            self.later: list[tuple[float, Callable[[], None]]] = []
+
+        def call_later(self, delay: float, call: Callable[[], None]) -> None:
+            self.later.append((delay, call))
+
+    trims: list[None] = []
+    monkeypatch.setattr(tuning, "trim_heap", lambda: trims.append(None))
+    loop = Loop()
+    tuning.keep_heap_trimmed(loop)  # type: ignore[arg-type]
+    for number in (1, 2, 3):
+        ((delay, call),) = loop.later
+        loop.later.clear()
+        assert delay == tuning.TRIM_EVERY_SECONDS
+        call()
+        assert len(trims) == number
