@@ -11,7 +11,9 @@ The parts, in the order in which a run uses them:
     fleet         many simulated agents on one server: memory, idle CPU, their return
     runner        interleaves the columns, round by round, and collects the samples
     figures       percentiles, medians, ratios: pure
+    targets       what we want to reach, beside the figures
     report        the table and out/latest.json: pure apart from the writing
+    disasters     readers that stall, a link that freezes or drops; known: bytes to tell by
     machine       on what it ran: out/machine.json
     processes     every process that a run starts, and its certain end
 

@@ -103,7 +103,7 @@ def _run(
     else:
         note = f"{options.rounds} rounds of {options.seconds:g} s, medians"
         # Wide enough for every number, also where a file takes the output.
-        wide = Console(highlight=False, width=None if sys.stdout.isatty() else 130)
+        wide = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
         wide.print(table_of(figures, machine_line(generator.name), note))
     for where, why in outcome.troubles.items():
         console.print(f"[red]not measured[/red]: {where}: {why}", soft_wrap=True)

@@ -22,6 +22,7 @@ from bench.columns.tunnel import PROGRAMS, READY_WITHIN_SECONDS
 from bench.credentials import write_identities
 from bench.figures import percentile
 from bench.generator import MeasurementFailed
+from bench.machine import kernel_bytes
 from bench.processes import Process, ProcessFailed
 from bench.site import PYTHON, Site, free_port
 from bench.workloads import Workload
@@ -42,7 +43,6 @@ HEALTH_EVERY_SECONDS = 0.2
 HEALTH_WITHIN_SECONDS = 10.0
 # A program's other files, and connections that are being made.
 SPARE_FILES = 2000
-MEMINFO, SOCKSTAT = Path("/proc/meminfo"), Path("/proc/net/sockstat")
 KIB = 1024
 
 
@@ -185,7 +185,7 @@ def measure_fleet(site: Site, workload: Workload) -> dict[str, float]:
 def _measure(fleet: Fleet, count: int) -> dict[str, float]:
     fleet.start_server()
     time.sleep(SETTLE_SECONDS)
-    resident, kernel = fleet.server.resident_bytes(), _kernel_bytes()
+    resident, kernel = fleet.server.resident_bytes(), kernel_bytes()
     fleet.start_agents()
     first = fleet.wait_connected(1)
     time.sleep(SETTLE_SECONDS)
@@ -193,7 +193,7 @@ def _measure(fleet: Fleet, count: int) -> dict[str, float]:
     time.sleep(IDLE_SECONDS)
     idle = (fleet.server.cpu_seconds() - cpu) / IDLE_SECONDS
     grown = fleet.server.resident_bytes() - resident
-    grown_kernel = _kernel_bytes() - kernel
+    grown_kernel = kernel_bytes() - kernel
     fleet.kill_server()
     fleet.start_server()
     with fleet.watched() as health:
@@ -214,18 +214,3 @@ def _measure(fleet: Fleet, count: int) -> dict[str, float]:
         "dials per agent": second["dials"] / count,
         "healthz p99 meanwhile": percentile(health.milliseconds, 99),
     }
-
-
-def _kernel_bytes() -> int:
-    """What the kernel holds for sockets, both ends of each; 0 where it does not say."""
-    try:
-        slab = _number(MEMINFO.read_text(), "Slab:") * KIB
-        pages = _number(SOCKSTAT.read_text().partition("TCP:")[2], "mem")
-    except (OSError, ValueError):
-        return 0
-    return slab + pages * 4 * KIB
-
-
-def _number(text: str, name: str) -> int:
-    words = text.split()
-    return int(words[words.index(name) + 1])

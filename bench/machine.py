@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-__all__ = ["describe", "machine_line", "start_of_run"]
+__all__ = ["describe", "kernel_bytes", "machine_line", "start_of_run"]
+
+MEMINFO, SOCKSTAT = Path("/proc/meminfo"), Path("/proc/net/sockstat")
 
 
 def machine_line(generator: str) -> str:
@@ -92,3 +94,18 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return said.stdout.strip()
+
+
+def kernel_bytes() -> int:
+    """What the kernel holds for sockets, both ends of each; 0 where it does not say."""
+    try:
+        slab = _number(MEMINFO.read_text(), "Slab:") * 1024
+        pages = _number(SOCKSTAT.read_text().partition("TCP:")[2], "mem")
+    except (OSError, ValueError):
+        return 0
+    return slab + pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _number(text: str, name: str) -> int:
+    words = text.split()
+    return int(words[words.index(name) + 1])

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.figures import Figure, rounded
+from bench.targets import TARGETS
 
 __all__ = ["as_json", "table_of", "write_results"]
 
@@ -28,6 +29,7 @@ def table_of(figures: Sequence[Figure], title: str, note: str) -> Table:
     table.add_column("unit", no_wrap=True)
     for name in ("direct", "prototype", "tunnel", "ratio"):
         table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("target", no_wrap=True)
     shown = [figure for figure in figures if figure.metric not in ONLY_IN_JSON]
     for index, figure in enumerate(shown):
         is_first = index == 0 or shown[index - 1].workload != figure.workload
@@ -41,6 +43,7 @@ def table_of(figures: Sequence[Figure], title: str, note: str) -> Table:
             _number(figure.prototype),
             _number(figure.tunnel),
             _ratio(figure),
+            TARGETS.get((figure.workload, figure.metric), ""),
         )
     return table
 

@@ -11,12 +11,20 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from bench.columns import STARTERS, Column
+from bench.disasters import measure_disaster
 from bench.figures import Samples
 from bench.fleet import measure_fleet
 from bench.generator import MeasurementFailed
 from bench.processes import ProcessFailed
 from bench.site import Site, Unavailable
-from bench.workloads import Kind, Link, Measurement, Workload, metrics_of
+from bench.workloads import (
+    DISASTERS,
+    Kind,
+    Link,
+    Measurement,
+    Workload,
+    metrics_of,
+)
 
 __all__ = ["Outcome", "run"]
 
@@ -87,7 +95,7 @@ def _measure_rows(
 ) -> None:
     for number in range(1 if workload.once else rounds):
         order = list(started.items())
-        if workload.kind is Kind.AGENTS:  # of ours only
+        if workload.kind is Kind.AGENTS or workload.kind in DISASTERS:  # of ours only
             order = [item for item in order if item[0] == "tunnel"]
         for name, column in order if number % 2 == 0 else reversed(order):
             progress(f"{workload.name}, round {number + 1}, {name}")
@@ -112,6 +120,11 @@ def _measure(
         fleet = measure_fleet(site, workload)
         return Measurement(
             report={}, cpu_seconds={}, resident_bytes={}, grown_bytes={}, fleet=fleet
+        )
+    if workload.kind in DISASTERS:
+        told = measure_disaster(site, workload)
+        return Measurement(
+            report={}, cpu_seconds={}, resident_bytes={}, grown_bytes={}, disaster=told
         )
     if workload.kind in (Kind.MEMORY, Kind.HOLD):
         return _measure_memory(site, workload, column)

@@ -11,6 +11,8 @@ from fnmatch import fnmatch
 from typing import Any
 
 __all__ = [
+    "DISASTERS",
+    "DISASTER_UNITS",
     "FLEET_UNITS",
     "LOCAL",
     "WORKLOADS",
@@ -48,6 +50,9 @@ class Kind(Enum):
     HOLD = "hold"  # idle streams; memory is read
     MEMORY = "memory"  # no client at all; memory is read
     AGENTS = "agents"  # many agents on one server; `workers` of them
+    STALLED = "stalled"  # downloads that nobody reads; `workers` of them
+    FROZEN = "frozen"  # the link lets nothing pass, and then does again
+    DROPS = "drops"  # the link is cut again and again under load
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +132,9 @@ WORKLOADS: Sequence[Workload] = (
     Workload(name="sealed-request-16", face=_S, workers=16),
     Workload(name="sealed-connect-16", face=_S, kind=_C, workers=16),
     Workload(name="sealed-download-1", face=_S, kind=_D),
+    Workload(name="stalled-1000", kind=Kind.STALLED, workers=1000, once=True),
+    Workload(name="frozen-link", kind=Kind.FROZEN, once=True),
+    Workload(name="drops-100", kind=Kind.DROPS, once=True),
     Workload(name="agents-5000", kind=Kind.AGENTS, workers=5000, once=True),
     Workload(name="wan50-open-request", kind=_C, link=WAN50, at_least_seconds=2),
     *_over(WAN50),
@@ -179,6 +187,8 @@ class Measurement:
     grown_bytes: Mapping[str, int]
     # What `bench.fleet` measured, by the names of FLEET_UNITS.
     fleet: Mapping[str, float] = field(default_factory=dict)
+    # What `bench.disasters` measured, by the names of DISASTER_UNITS.
+    disaster: Mapping[str, float] = field(default_factory=dict)
 
 
 # The metrics of a fleet. Kernel memory is that of both ends; the share of one core.
@@ -193,6 +203,31 @@ FLEET_UNITS = {
     "cpu of the return": "s",
     "dials per agent": "1",
     "healthz p99 meanwhile": "ms",
+}
+
+# Of ours only: nobody else goes on after them.
+DISASTERS = frozenset({Kind.STALLED, Kind.FROZEN, Kind.DROPS})
+
+# Their metrics. Times of a frozen link are the worst of some freezes.
+DISASTER_UNITS = {
+    "memory server": "MiB",
+    "memory agent": "MiB",
+    "memory both": "MiB",
+    "memory kernel": "MiB",
+    "p99 without them": "ms",
+    "p99 beside them": "ms",
+    "noticed by agent": "s",
+    "noticed by server": "s",
+    "resumed": "s",
+    "broken streams": "1",
+    "streams with wrong bytes": "1",
+    "drops": "1",
+    "echoes": "1",
+    "downloaded": "MB",
+    "back after p50": "ms",
+    "back after max": "ms",
+    "echo p99": "ms",
+    "seconds": "s",
 }
 
 # metric, unit, value
@@ -211,6 +246,9 @@ def metrics_of(workload: Workload, measured: Measurement) -> Iterator[Metric]:
         case Kind.AGENTS:
             for metric, value in measured.fleet.items():
                 yield metric, FLEET_UNITS[metric], value
+        case Kind.STALLED | Kind.FROZEN | Kind.DROPS:
+            for metric, value in measured.disaster.items():
+                yield metric, DISASTER_UNITS[metric], value
         case Kind.REQUEST | Kind.CONNECT:
             yield from _request_metrics(workload, measured)
         case Kind.BESIDE:

@@ -6,7 +6,7 @@ load program's HTTPS server, which answers what the agent's preflight asks.
 
 import base64
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,7 +20,7 @@ from bench.processes import Process, ProcessFailed
 from bench.site import PYTHON, Site, Unavailable, free_port
 from bench.workloads import Face, Link
 
-__all__ = ["read_kubeconfig", "start"]
+__all__ = ["CLUSTER", "read_kubeconfig", "start", "start_behind"]
 
 CLUSTER = "alpha"
 TARGET = "raw"
@@ -44,13 +44,33 @@ def start(site: Site, link: Link) -> Column:
 
 
 def _start(site: Site, link: Link) -> Column:
-    directory = site.directory / f"tunnel-{link.name}"
+    name = f"tunnel-{link.name}"
+    return start_behind(
+        site, link.name, lambda address: site.behind(link, name, address)
+    )
+
+
+def start_behind(
+    site: Site,
+    name: str,
+    behind: Callable[[str], str],
+    *,
+    server_arguments: Sequence[str] = (),
+    agent_arguments: Sequence[str] = (),
+) -> Column:
+    """Start both ends with an agent that dials what `behind` makes of the server's address.
+
+    Raises:
+        ProcessFailed, Unavailable: They did not start, or nothing comes through them.
+    """
+    directory = site.directory / f"tunnel-{name}"
     directory.mkdir(mode=0o700)
     listen = f"{SERVER_NAME}:{free_port()}"
-    public = site.behind(link, f"tunnel-{link.name}", listen)
-    server, entry = _start_server(site, link, directory, listen, public)
+    public = behind(listen)
+    options = [f"--listen={listen}", f"--public-address={public}", *server_arguments]
+    server, entry = _start_server(site, name, directory, options)
     join_string = _create_token(site, directory)
-    agent = _start_agent(site, link, directory, join_string)
+    agent = _start_agent(site, name, directory, join_string, agent_arguments)
     kubeconfig = directory / "kubeconfig"
     _tower(site, directory, ["kubeconfig", CLUSTER, "--out", str(kubeconfig)])
     # The client stands at the server: a link lies only between server and agent.
@@ -63,25 +83,30 @@ def _start(site: Site, link: Link) -> Column:
 
 
 def _start_server(
-    site: Site, link: Link, directory: Path, listen: str, public: str
+    site: Site, name: str, directory: Path, options: Sequence[str]
 ) -> tuple[Process, str]:
     """The running server and the address of its raw entry."""
     command = [
         *_program("tower-server"),
         "serve",
         f"--state-dir={directory / 'server'}",
-        f"--listen={listen}",
-        f"--public-address={public}",
         f"--admin-socket={_socket(directory)}",
         f"--tcp-entry={SERVER_NAME}:0={CLUSTER}/{TARGET}",
+        *options,
     ]
-    server = site.processes.start(f"tower-server-{link.name}", command)
+    server = site.processes.start(f"tower-server-{name}", command)
     server.wait_for(r"^tower-server ready on ", within_seconds=READY_WITHIN_SECONDS)
     line = server.wait_for(r"^tcp entry (\S+) -> ", within_seconds=0)
     return server, line.group(1)
 
 
-def _start_agent(site: Site, link: Link, directory: Path, join_string: str) -> Process:
+def _start_agent(
+    site: Site,
+    name: str,
+    directory: Path,
+    join_string: str,
+    options: Sequence[str],
+) -> Process:
     join_file = write_private(directory / "join", join_string.encode() + b"\n")
     member = write_private(directory / "member.kubeconfig", _member_kubeconfig(site))
     command = [
@@ -91,8 +116,9 @@ def _start_agent(site: Site, link: Link, directory: Path, join_string: str) -> P
         f"--state-dir={directory / 'agent'}",
         f"--kubeconfig={member}",
         f"--target={TARGET}={site.raw_address}",
+        *options,
     ]
-    agent = site.processes.start(f"tower-agent-{link.name}", command)
+    agent = site.processes.start(f"tower-agent-{name}", command)
     agent.wait_for(r"^tower-agent ready: ", within_seconds=READY_WITHIN_SECONDS)
     return agent
 

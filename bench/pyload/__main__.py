@@ -1,4 +1,4 @@
-"""`python -m bench.pyload upstream|client`: flags as the Go program has them."""
+"""`python -m bench.pyload upstream|client|stall`: flags as the Go program has them, but for `stall`."""
 
 import argparse
 import asyncio
@@ -8,6 +8,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from bench.pyload.client import Options, run_client
+from bench.pyload.stall import run_stall
 from bench.pyload.upstream import run_upstream
 
 
@@ -31,9 +32,17 @@ def main() -> None:
         client.add_argument(flag, type=float, default=seconds)
     for flag in ("-ca", "-cert", "-key", "-server-name", "-path"):
         client.add_argument(flag, default="")
+    stall = commands.add_parser("stall")
+    stall.add_argument("-address", required=True)
+    for flag in ("-workers", "-receive-buffer"):
+        stall.add_argument(flag, type=int, required=True)
     values = vars(parser.parse_args())
-    if values.pop("command") == "upstream":
+    command = values.pop("command")
+    if command == "upstream":
         _run(run_upstream(values["cert"], values["key"], values["uid"]))
+        return
+    if command == "stall":
+        run_stall(**values)
         return
     try:
         _run(run_client(Options(**values)))

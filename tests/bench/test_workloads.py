@@ -2,8 +2,10 @@
 
 import pytest
 
+from bench.targets import TARGETS
 from bench.workloads import (
     BUSY,
+    DISASTERS,
     WORKLOADS,
     Face,
     Kind,
@@ -129,6 +131,19 @@ def test_a_fleet_gives_what_was_measured_with_its_units() -> None:
         ("memory server", "KiB/agent", 28.0),
         ("all back", "s", 9.5),
     ]
+
+
+@pytest.mark.parametrize("kind", DISASTERS)
+def test_a_disaster_gives_what_was_measured_with_its_units(kind: Kind) -> None:
+    measured = measurement(disaster={"memory both": 80.0, "resumed": 0.3})
+    assert list(metrics_of(Workload(name="x", kind=kind), measured)) == [
+        ("memory both", "MiB", 80.0),
+        ("resumed", "s", 0.3),
+    ]
+
+
+def test_a_target_belongs_to_a_workload() -> None:
+    assert {name for name, _ in TARGETS} <= {workload.name for workload in WORKLOADS}
 
 
 def test_idle_streams_give_kibibytes_a_stream() -> None:
