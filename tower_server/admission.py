@@ -1,9 +1,12 @@
-"""How many agents may shake hands at a time: the token bucket before the signatures. Pure.
+"""How many agents may come in at a time: the token bucket behind their proof. Pure.
 
-Ten thousand agents that lost the same server return together. Each handshake costs about
-two milliseconds (TLS, two signatures, one look into the store), so without a limit all of
+Ten thousand agents that lost the same server return together. Each costs some milliseconds
+(one look into the store, a session, the TLS of its control stream), so without a limit all of
 them would be slow and most would time out and come again. With it some hear at once when
 to come back, and the times that they hear are spread over as long as it takes.
+
+Only who has proven to be an agent takes a place. That proof costs us 0.4 ms, the TLS handshake
+before it more; what strangers can cost us there, the front door bounds.
 """
 
 import math

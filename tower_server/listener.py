@@ -243,14 +243,6 @@ class TunnelListener:
 
     async def _admit(self, request: Request) -> AgentIdentity:
         _check_versions(request)
-        wait = self._admission.wait_seconds(asyncio.get_running_loop().time())
-        if wait:
-            raise UpgradeRefused(
-                503,
-                "busy",
-                f"Many agents come back at this moment: this one is asked to in {wait} s.",
-                wait,
-            )
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise UpgradeRefused(
@@ -263,6 +255,15 @@ class TunnelListener:
             identity = self._verifier.verify(token.strip(), datetime.now(UTC))
         except BadAssertion as error:
             raise UpgradeRefused(401, "bad_assertion", str(error)) from None
+        # Only now: else strangers would take the places of agents, at no cost of their own.
+        wait = self._admission.wait_seconds(asyncio.get_running_loop().time())
+        if wait:
+            raise UpgradeRefused(
+                503,
+                "busy",
+                f"Many agents come back at this moment: this one is asked to in {wait} s.",
+                wait,
+            )
         await self._check_known(identity)
         return identity
 
