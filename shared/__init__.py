@@ -7,7 +7,8 @@
     tunnel    the asyncio shell: transports on one side, mux on the other; TLS inside a stream
     http      request heads, identity headers, Status errors; the relay to an apiserver
     member    a member's apiserver: preflight, reports, the TLS end of the sealed face
-    metrics   numbers as Prometheus reads them, and those that both ends have
+    metrics   numbers as Prometheus reads them, and those that both ends have; probe_port: where
+              they and the answers to probes are served
     program   how our programs run and end: event loop, signals, exit status
     outbound  a TCP connection, straight or through an HTTP proxy
     settings  values of flags and environment variables; durations: `8h` and `3m12s`

@@ -8,15 +8,11 @@
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
-from aiohttp import web
-
 from shared.metrics import CONTENT_TYPE, Metric, MetricsPage
+from shared.probe_port import Page, serve_pages
 from shared.settings import HostPort
 
 __all__ = ["serve_health"]
-
-# For probes that are being answered when the agent stops; aiohttp would wait a minute.
-SHUTDOWN_SECONDS = 1.0
 
 
 @asynccontextmanager
@@ -31,37 +27,20 @@ async def serve_health(
     Raises:
         OSError: If the address cannot be bound.
     """
-
     page = MetricsPage(read_metrics)
 
-    async def metrics(_request: web.Request) -> web.Response:
-        return web.Response(
-            body=await page.text(), headers={"Content-Type": CONTENT_TYPE}
-        )
+    async def metrics() -> Page:
+        return Page(text=await page.text(), content_type=CONTENT_TYPE)
 
-    async def healthz(_request: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
+    async def healthz() -> Page:
+        return Page(text="ok\n")
 
-    async def readyz(_request: web.Request) -> web.Response:
+    async def readyz() -> Page:
         reason = not_ready()
         if reason is None:
-            return web.Response(text="ok: the tunnel is up\n")
-        return web.Response(status=503, text=f"not ready: {reason}\n")
+            return Page(text="ok: the tunnel is up\n")
+        return Page(text=f"not ready: {reason}\n", status=503)
 
-    application = web.Application()
-    application.add_routes(
-        [
-            web.get("/healthz", healthz),
-            web.get("/readyz", readyz),
-            web.get("/metrics", metrics),
-        ]
-    )
-    runner = web.AppRunner(
-        application, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS
-    )
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, address.host, address.port).start()
+    pages = {"/healthz": healthz, "/readyz": readyz, "/metrics": metrics}
+    async with serve_pages(address, pages):
         yield
-    finally:
-        await runner.cleanup()

@@ -12,8 +12,6 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 
-from aiohttp import web
-
 from shared.metrics import (
     CONTENT_TYPE,
     Metric,
@@ -26,15 +24,13 @@ from shared.metrics import (
     tunnel_metrics,
 )
 from shared.mux.readings import MemoryReading, TunnelReading
+from shared.probe_port import Page, serve_pages
 from shared.settings import HostPort
 from tower_server.parking import ParkingReading
 
 __all__ = ["serve_metrics", "server_metrics"]
 
 _log = logging.getLogger(__name__)
-
-# For a scrape that is being answered when the server stops.
-SHUTDOWN_SECONDS = 1.0
 
 
 def server_metrics(
@@ -115,29 +111,19 @@ async def serve_metrics(
     """
     page = MetricsPage(read)
 
-    async def metrics(_request: web.Request) -> web.Response:
-        return web.Response(
-            body=await page.text(), headers={"Content-Type": CONTENT_TYPE}
-        )
+    async def metrics() -> Page:
+        return Page(text=await page.text(), content_type=CONTENT_TYPE)
 
-    async def readyz(_request: web.Request) -> web.Response:
+    async def readyz() -> Page:
         reason = not_ready()
         if reason is None:
-            return web.Response(text="ok\n")
-        return web.Response(status=503, text=f"not ready: {reason}\n")
+            return Page(text="ok\n")
+        return Page(text=f"not ready: {reason}\n", status=503)
 
-    application = web.Application()
-    application.add_routes([web.get("/metrics", metrics), web.get("/readyz", readyz)])
-    runner = web.AppRunner(
-        application, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS
-    )
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, address.host, address.port, reuse_port=True).start()
+    pages = {"/metrics": metrics, "/readyz": readyz}
+    async with serve_pages(address, pages, reuse_port=True) as at:
         if not address.is_loopback:
             _log.warning(
                 "metrics on %s can be read by whoever reaches that address", address
             )
-        yield HostPort(host=address.host, port=runner.addresses[0][1])
-    finally:
-        await runner.cleanup()
+        yield at
