@@ -31,8 +31,8 @@ from shared.wire.frames import DATA_HEADER, FrameType
 __all__ = [
     "INTERACTIVE_BYTES",
     "INTERACTIVE_BYTES_PER_SECOND",
+    "MAX_TURN_BYTES",
     "MESSAGE_BYTES",
-    "SHARED_MESSAGE_BYTES",
     "TURN_BYTES",
     "Outbox",
 ]
@@ -41,15 +41,16 @@ __all__ = [
 # run and one system call for many small frames. Measured: larger than 128 KiB is slower.
 MESSAGE_BYTES = 128 * 1024
 
-# ... while more than one stream waits: what comes next is behind this at most.
-SHARED_MESSAGE_BYTES = 64 * 1024
-
-# On a slow path a message takes a small part of what may be under way, but never less than
-# a turn: with less the frame headers would be the load.
+# ... and while more than one stream waits, what leaves in so long: who comes next is behind
+# this at most. Never less than LEAST_MESSAGE_BYTES: the headers would be the load.
+SHARED_MESSAGE_SECONDS = 0.002
 LEAST_MESSAGE_BYTES = 16 * 1024
 
-# What one stream may send before the next one's turn, when others wait.
+# What one stream may send before the next one's turn, when others wait. Each turn is a write of
+# its own at the other end, so on a fast path turns are longer: what leaves in so long.
 TURN_BYTES = 16 * 1024
+TURN_SECONDS = 0.001
+MAX_TURN_BYTES = 64 * 1024
 
 # A stream is interactive while it has sent less than so many bytes above so many a second:
 # screens full of text, single objects of an API. Logs at full speed and lists are bulk.
@@ -90,9 +91,9 @@ class Outbox:
         self._bulk: OrderedDict[Stream, None] = OrderedDict()
         # When the last message was made: what streams have spent fades with time.
         self._now = 0.0
-        # Largest messages of one stream alone, and while several wait.
-        self._alone_bytes = MESSAGE_BYTES
-        self._shared_bytes = SHARED_MESSAGE_BYTES
+        # Largest messages of one stream alone, and while several wait; the turns in those.
+        self._alone_bytes = self._shared_bytes = MESSAGE_BYTES
+        self._turn_bytes = TURN_BYTES
         # What streams have sent while they were bulk, until somebody counts it.
         self.bulk_bytes = 0
         # OPEN frames of streams that have not had their first turn.
@@ -175,11 +176,20 @@ class Outbox:
         """Whether any stream has something that may go."""
         return bool(self._interactive or self._bulk)
 
-    def fit(self, limit_bytes: int) -> None:
-        """Make messages that are small beside what may be under way."""
-        alone = max(limit_bytes // 8, LEAST_MESSAGE_BYTES)
-        self._alone_bytes = min(alone, MESSAGE_BYTES)
-        self._shared_bytes = min(alone, SHARED_MESSAGE_BYTES)
+    def fit(self, limit_bytes: int, rate: float) -> None:
+        """Make messages and turns that suit the path.
+
+        Args:
+            limit_bytes: How much of the session may be under way.
+            rate: Bytes a second, 0 while that is not known.
+        """
+        part = max(limit_bytes // 8, LEAST_MESSAGE_BYTES)
+        self._alone_bytes = min(part, MESSAGE_BYTES)
+        shared = max(int(rate * SHARED_MESSAGE_SECONDS), LEAST_MESSAGE_BYTES)
+        self._shared_bytes = min(shared, self._alone_bytes)
+        self._turn_bytes = min(
+            max(int(rate * TURN_SECONDS), TURN_BYTES), MAX_TURN_BYTES
+        )
 
     def next_message(
         self,
@@ -243,7 +253,7 @@ class Outbox:
         self, stream: Stream, room: int, parts: list[bytes | memoryview]
     ) -> int:
         """A turn in the bulk ring, or as much of it as the message has room for."""
-        left = stream.turn_left_bytes or TURN_BYTES
+        left = stream.turn_left_bytes or self._turn_bytes
         self._leave(stream)
         used = self._take_turn(stream, min(room, left), parts)
         left -= used

@@ -373,7 +373,7 @@ class Session:
         self._outbox.wake = handler.output_ready
         self.liveness.start_over(now)
         self.in_flight.start_over(self.replay.sent_count)
-        self._outbox.fit(self.in_flight.limit_bytes)
+        self._outbox.fit(self.in_flight.limit_bytes, self.in_flight.rate)
         self.detached = False
         self.epoch += 1
         self.counters.resumes += 1
@@ -480,7 +480,7 @@ class Session:
     def _receive_ack(self, count: int) -> None:
         self.replay.acknowledged(count)
         self.in_flight.acknowledged(count, self._now)
-        self._outbox.fit(self.in_flight.limit_bytes)
+        self._outbox.fit(self.in_flight.limit_bytes, self.in_flight.rate)
         if self._outbox.has_data:
             self.handler.output_ready()
 

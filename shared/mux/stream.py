@@ -35,13 +35,13 @@ __all__ = [
     "Stream",
 ]
 
-# A stream whose queue is longer than this asks its writer to pause: one large read of a
-# socket (256 KiB with uvloop), so that the common case never pauses.
-QUEUE_HIGH_BYTES = 256 * 1024
+# A stream whose queue is longer than this asks its writer to pause, as after any large read of
+# a socket (up to 256 KiB with uvloop). With more of them in a row each turn of the loop takes
+# milliseconds, for which everybody else waits.
+QUEUE_HIGH_BYTES = 64 * 1024
 
-# ... and lets it go on below this: one message's worth, so that the next read comes in
-# while the last part of this one goes out.
-QUEUE_LOW_BYTES = 64 * 1024
+# ... and lets it go on below this, so that the next read comes in while the rest goes out.
+QUEUE_LOW_BYTES = 32 * 1024
 
 # ... or than this many writes: a piece of one byte costs fifty in memory, so bytes alone
 # would not bound what a queue holds.

@@ -12,8 +12,8 @@ from shared.mux.outbox import (
     BULK_SHARE,
     INTERACTIVE_BYTES,
     INTERACTIVE_BYTES_PER_SECOND,
+    MAX_TURN_BYTES,
     MESSAGE_BYTES,
-    SHARED_MESSAGE_BYTES,
     TURN_BYTES,
     Outbox,
 )
@@ -83,7 +83,7 @@ def test_streams_take_turns_and_a_lonely_one_fills_the_message() -> None:
     first = session.sent()
     assert [stream_id for _, stream_id, _ in first[:4]] == [2, 4, 6, 2]
     assert {size - 8 for _, _, size in first[:-1]} == {TURN_BYTES}
-    assert sum(size for _, _, size in first) <= SHARED_MESSAGE_BYTES
+    assert sum(size for _, _, size in first) <= MESSAGE_BYTES
     lonely = OutboxSession()
     lonely.stream(2).write(bytes(200_000))
     assert lonely.sent() == [(FrameType.DATA, 2, MESSAGE_BYTES + 8)]
@@ -155,17 +155,26 @@ def test_many_small_streams_do_not_starve_a_large_one() -> None:
         session.stream(stream_id).write(bytes(1000))
     for _ in range(3):
         of_bulk = sum(size for _, stream_id, size in session.sent() if stream_id == 2)
-        assert of_bulk >= SHARED_MESSAGE_BYTES // BULK_SHARE - 1100
+        assert of_bulk >= MESSAGE_BYTES // BULK_SHARE - 1100
 
 
-def test_messages_are_small_beside_what_may_be_under_way() -> None:
+def test_messages_and_turns_are_as_long_as_the_path_is_fast() -> None:
     session = OutboxSession()
     session.bulk(2, 4)
-    session.outbox.fit(256 * 1024)
-    assert sum(size for _, _, size in session.sent()) <= 32 * 1024
-    session.outbox.fit(2**30)
-    assert sum(size for _, _, size in session.sent()) > 60 * 1024
-    assert sum(size for _, _, size in session.sent(data_bytes=10_000)) <= 10_000
+
+    def sizes(limit_bytes: int, rate: float) -> list[int]:
+        session.outbox.fit(limit_bytes, rate)
+        return [size - 8 for _, _, size in session.sent()]
+
+    assert sizes(10**6, 10**6) == [TURN_BYTES]
+    assert sizes(2**30, 20 * 10**6)[0] == 20_000 and sum(sizes(2**30, 2e7)) < 41_000
+    assert sizes(2**30, 10**9)[:1] == [MAX_TURN_BYTES]
+    assert MESSAGE_BYTES - 100 < sum(sizes(2**30, 10**9)) <= MESSAGE_BYTES
+    alone = OutboxSession()
+    alone.bulk(2)
+    alone.outbox.fit(256 * 1024, 10**9)
+    assert alone.sent() == [(FrameType.DATA, 2, 32 * 1024 + 8)]
+    assert sum(size for _, _, size in session.sent(data_bytes=10_000)) <= 10_008
 
 
 def test_a_question_for_an_ack_does_not_hide_a_ping_that_is_waited_for() -> None:

@@ -514,7 +514,7 @@ def test_an_ack_that_is_asked_for_comes_at_once() -> None:
     near, _ = opened(pair)
     in_flight = pair.server.session.in_flight
     in_flight.limit_bytes = 64 * 1024
-    pair.server.session._outbox.fit(in_flight.limit_bytes)
+    pair.server.session._outbox.fit(in_flight.limit_bytes, 0.0)
     near.stream.send_window.limit_offset = 2**30
     near.stream.write(bytes(60_000))
     pair.pull(pair.server)

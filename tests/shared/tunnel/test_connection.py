@@ -265,13 +265,13 @@ async def test_broken_frames_end_the_connection_with_the_reason() -> None:
         far = record(pair)
         near = open_recorded(pair.server)
         await until(lambda: far)
-        pair.agent._websocket.send_binary(frame(11, 0, b"?"))
+        pair.agent._websocket.send_binary(frame(50, 0, b"?"))
         pair.agent._write_websocket()
         await both_lost(pair)
         assert pair.server_owner.lost_reasons == [
-            "protocol error: unknown frame type 11"
+            "protocol error: unknown frame type 50"
         ]
-        assert pair.agent_owner.lost_reasons == ["unknown frame type 11"]
+        assert pair.agent_owner.lost_reasons == ["unknown frame type 50"]
         assert [end and end.code for end in near.ends] == [Code.PROTOCOL]
         assert pair.agent._websocket.close_rcvd.code == CloseCode.PROTOCOL_ERROR
 
