@@ -10,7 +10,8 @@ How the parts talk, from the outside in:
     app              builds everything and hands each part what it needs
     front_door       one port; by the first bytes a connection goes to a member's agent (sealed),
                      or to our own_https: tunnels to the listener, the rest to endpoints;
-                     client_hello reads those bytes, half_open counts strangers (both pure)
+                     client_hello reads those bytes, half_open counts strangers (both pure);
+                     turns lets the newest shake hands first, a few at a time
     listener         takes tunnels, and has the registry know which sessions are alive; admission:
                      how many handshakes at a time; parking: sessions that wait for their agent
     control          what an agent reports inside a tunnel; entry: raw TCP ports, for tests

@@ -17,6 +17,7 @@ import asyncio
 import errno
 import ipaddress
 import logging
+import select
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -40,15 +41,21 @@ from tower_server.client_hello import (
     read_client_hello,
 )
 from tower_server.half_open import HalfOpenPlaces, Place
-from tower_server.registry import Registry
+from tower_server.registry import LiveSession, Registry
+from tower_server.turns import Turns
 
 __all__ = ["FrontDoor"]
 
 _log = logging.getLogger(__name__)
 
-# Connections that have come to nothing yet: no hello, held for an absent agent, or no
-# request on our own HTTPS. Each costs a socket, a task and perhaps a TLS state, 100 KiB.
-MAX_WAITING = 1024
+# Connections that have come to nothing yet: no hello, or no request on our own HTTPS. Each
+# costs a socket and a task, 8 KiB; how many of them may have a TLS state, `turns` decides.
+# While there are so many nobody is accepted: whoever comes next waits with the kernel. To
+# close them instead would bring each back in a quarter of a second, and so never end.
+MAX_WAITING = 4096
+# Sealed connections that are held for an agent that is away, beside those: after a restart
+# control planes are here before the agents, and must not keep them out.
+MAX_HELD = 1024
 # Of those from one address, so that one stranger cannot lock all others out. 10,000
 # agents behind one NAT need 200 ms each: they are through within a minute.
 MAX_WAITING_PER_SOURCE = 256
@@ -58,6 +65,9 @@ HELLO_DEADLINE_SECONDS = 5.0
 HOLD_SECONDS = 2.0
 # An agent ends a handshake after 10 s; later than this it will not answer at all.
 HALF_OPEN_SECONDS = 12.0
+
+# How long a connection waits for its turn to shake hands: an agent gives up after that, too.
+TURN_SECONDS = 10.0
 
 # New connections that one wake-up of the listening socket takes at most.
 _ACCEPT_BATCH = 64
@@ -104,8 +114,12 @@ class FrontDoor:
         self._serve_own = serve_own
         self._tasks = TaskSet("front door")
         self._listening: socket.socket | None = None
-        # Connections whose task runs, by source.
+        # Connections whose task runs, by source; and how many of them are held.
         self._waiting: Counter[str] = Counter()
+        self._held = 0
+        # As many wait as may: the next is accepted when some of them are through.
+        self._is_full = False
+        self._turns = Turns()
         self._places = HalfOpenPlaces()
         # Streams whose agent has not said ACCEPT: their place, and when they lose it.
         self._half_open: dict[Stream, tuple[Place, asyncio.TimerHandle]] = {}
@@ -179,6 +193,11 @@ class FrontDoor:
         for _ in range(_ACCEPT_BATCH):
             if self._listening is None:
                 return
+            if self._room <= 0:
+                self._is_full = True
+                self.counts["full"] += 1
+                asyncio.get_running_loop().remove_reader(self._listening)
+                return
             try:
                 accepted, address = self._listening.accept()
             except (BlockingIOError, InterruptedError):
@@ -190,10 +209,7 @@ class FrontDoor:
                 continue
             accepted.setblocking(False)
             source = _source(address[0])
-            if (
-                len(self._tasks) >= MAX_WAITING
-                or self._waiting[source] >= MAX_WAITING_PER_SOURCE
-            ):
+            if self._waiting[source] >= MAX_WAITING_PER_SOURCE:
                 self.counts["too_many_waiting"] += 1
                 accepted.close()
                 continue
@@ -211,6 +227,18 @@ class FrontDoor:
         if task.cancelled() or task.exception() is not None or not task.result():
             # Does no harm where a failed transport has closed it already.
             accepted.close()
+        self._use_room()
+
+    @property
+    def _room(self) -> int:
+        """How many more connections may wait."""
+        return MAX_WAITING - (len(self._tasks) - self._held)
+
+    def _use_room(self) -> None:
+        """Accept again, if nobody was for want of room and there is some now."""
+        if self._is_full and self._room >= min(_ACCEPT_BATCH, MAX_WAITING):
+            self._is_full = False
+            self._accept_again()
 
     def _pause_accepting(self, error: OSError) -> None:
         # The connection stays in the backlog and would wake us again at once.
@@ -260,9 +288,7 @@ class FrontDoor:
             return self._refuse(accepted, "malformed_hello", DECODE_ERROR_ALERT)
         name = verdict.server_name or ""
         if not name.endswith(self._suffix):
-            await self._serve_own(accepted)
-            self.counts["own"] += 1
-            return True
+            return await self._shake_hands(accepted)
         cluster = ClusterName(name.removesuffix(self._suffix))
         if not self._registry.knows(cluster):
             return self._refuse(accepted, "unknown_cluster", UNRECOGNIZED_NAME_ALERT)
@@ -281,13 +307,31 @@ class FrontDoor:
         await self._relay(accepted, stream, place)
         return True
 
+    async def _shake_hands(self, accepted: socket.socket) -> bool:
+        """Our own HTTPS, when it is this connection's turn."""
+        try:
+            async with asyncio.timeout(TURN_SECONDS):
+                await self._turns.begin()
+        except TimeoutError:
+            self.counts["turn_timeout"] += 1
+            return False
+        try:
+            if _has_left(accepted):
+                self.counts["left"] += 1
+                return False
+            await self._serve_own(accepted)
+        finally:
+            self._turns.end()
+        self.counts["own"] += 1
+        return True
+
     def _refuse(self, accepted: socket.socket, outcome: str, answer: bytes) -> bool:
         self.counts[outcome] += 1
         _answer(accepted, answer)
         return False
 
     async def _open(self, cluster: ClusterName) -> Stream | None:
-        session = await self._registry.wait_for(cluster, HOLD_SECONDS)
+        session = self._registry.pick(cluster) or await self._hold(cluster)
         if session is None:
             self.counts["agent_away"] += 1
             return None
@@ -297,6 +341,17 @@ class FrontDoor:
             _log.warning("%s: no stream for a connection: %s", cluster, error)
             self.counts["no_stream"] += 1
             return None
+
+    async def _hold(self, cluster: ClusterName) -> LiveSession | None:
+        """Wait a little for the agent of a cluster to come back."""
+        if self._held >= MAX_HELD:
+            return None
+        self._held += 1
+        self._use_room()
+        try:
+            return await self._registry.wait_for(cluster, HOLD_SECONDS)
+        finally:
+            self._held -= 1
 
     async def _relay(
         self, accepted: socket.socket, stream: Stream, place: Place
@@ -401,6 +456,15 @@ async def _readable(loop: asyncio.AbstractEventLoop, accepted: socket.socket) ->
         await ready
     finally:
         loop.remove_reader(accepted)
+
+
+def _has_left(accepted: socket.socket) -> bool:
+    """Whether the peer has closed: what it sent before that still lies in front of its FIN."""
+    if not hasattr(select, "POLLRDHUP"):  # Linux has it
+        return False
+    poll = select.poll()
+    poll.register(accepted, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def _answer(accepted: socket.socket, answer: bytes) -> None:

@@ -18,6 +18,7 @@ from unittest import mock
 import pytest
 
 from certs.contexts import unverified
+from certs.names import ClusterName
 from tests.fakes.host_side import AgentSide, HostSide, until
 from tests.fakes.tunnel_pair import LOOPBACK, both_loops
 from tests.tower_server.test_client_hello import in_records, openssl_hello
@@ -440,13 +441,48 @@ async def test_a_connection_waits_until_its_request_is_here() -> None:
 
 
 @both_loops
-async def test_only_so_many_connections_wait_in_all() -> None:
+async def test_who_comes_when_as_many_wait_as_may_is_served_after_them() -> None:
     with limit(MAX_WAITING=1):
         async with HostSide() as host:
             idle = await connect(host)
             await until(lambda: len(host.door._tasks) == 1)
-            assert await rest_of(await connect(host, HELLO)) == b""
+            client = asyncio.create_task(https_get(host, None))
+            await until(lambda: host.door.counts["full"] == 1)
+            assert len(host.door._tasks) == 1 and not client.done()
             idle[1].close()
+            assert (await client).startswith(b"HTTP/1.1 200")
+
+
+@both_loops
+async def test_who_has_left_before_its_turn_costs_no_handshake() -> None:
+    async with HostSide() as host:
+        client = await connect(host, openssl_hello(None))
+        client[1].write_eof()
+        assert await rest_of(client) == b""
+        assert host.door.counts["left"] == 1 and not host.own.counts
+
+
+@both_loops
+async def test_nobody_waits_for_a_turn_for_ever() -> None:
+    with limit(TURN_SECONDS=0.05), mock.patch("tower_server.turns.MAX_HANDSHAKES", 0):
+        async with HostSide() as host:
+            assert await rest_of(await connect(host, openssl_hello(None))) == b""
+            assert host.door.counts["turn_timeout"] == 1
+
+
+@both_loops
+async def test_connections_held_for_an_agent_do_not_keep_others_out() -> None:
+    with limit(MAX_WAITING=1, MAX_HELD=1, HOLD_SECONDS=60.0):
+        async with HostSide() as host:
+            host.registry.know(ClusterName("alpha"), None)
+            held = await connect(host, HELLO)
+            await until(lambda: host.door._held == 1)
+            assert (await https_get(host, None)).startswith(b"HTTP/1.1 200")
+            # One more than may be held is told at once.
+            assert await rest_of(await connect(host, HELLO)) == b""
+            assert host.door.counts["agent_away"] == 1
+            held[1].close()
+            await host.door.close()
 
 
 @both_loops
