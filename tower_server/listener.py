@@ -19,6 +19,7 @@ from typing import cast
 
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
+from websockets.protocol import Protocol, Side
 from websockets.server import ServerProtocol
 
 from certs.assertion import AgentIdentity, AssertionVerifier, BadAssertion
@@ -302,7 +303,7 @@ class TunnelListener:
     def connected(
         self,
         identity: AgentIdentity,
-        websocket: ServerProtocol,
+        websocket: Protocol,
         transport: asyncio.Transport,
     ) -> None:
         hello = Hello(
@@ -494,7 +495,10 @@ class _Upgrade(asyncio.Protocol):
         self._websocket.send_response(response)
         for data in self._websocket.data_to_send():
             transport.write(data)
-        self._listener.connected(identity, self._websocket, transport)
+        # A fresh one for what follows: that of the handshake keeps the request, whose
+        # assertion alone is 1.5 KiB, for as long as it lives.
+        websocket = Protocol(Side.SERVER, max_size=MAX_MESSAGE_BYTES)
+        self._listener.connected(identity, websocket, transport)
         transport.resume_reading()
         return None
 

@@ -17,10 +17,8 @@ import logging
 import time
 from collections.abc import Callable
 
-from websockets.client import ClientProtocol
 from websockets.frames import CloseCode, Frame, Opcode
-from websockets.protocol import State
-from websockets.server import ServerProtocol
+from websockets.protocol import Protocol, State
 
 from shared.errors import Code, PeerProtocolError
 from shared.mux.budget import WindowBudget
@@ -65,7 +63,8 @@ _clock = time.monotonic
 # Timers are checked no more often than this, so that a due time in the past cannot spin.
 _MIN_TIMER_SECONDS = 0.02
 
-WebSocket = ClientProtocol | ServerProtocol
+# Of either side; its handshake is over.
+WebSocket = Protocol
 
 # The detached session that a HELLO asks to go on with; None if there is none.
 FindSession = Callable[[Hello], Session | None]
