@@ -71,6 +71,8 @@ COVERED_ELSEWHERE = {
     "tower_server/admin_orders.py": "tests/tower_server/test_admin.py",
     "tower_server/issuer.py": "tests/tower_server/test_admin.py",
     "tower_server/private_output.py": "tests/tower_server/test_access_cli.py",
+    "tower_server/controllers/actions.py": "tests/e2e/test_cluster_objects.py",
+    "tower_server/controllers/clusters.py": "tests/e2e/test_cluster_objects.py",
     "tower_server/tables.py": "tests/tower_server/test_admin_cli.py",
     "tower_server/stores/memory.py": "tests/tower_server/stores/test_stores.py",
     "tower_server/stores/sqlite_file.py": "tests/tower_server/stores/test_sqlite.py",

@@ -27,6 +27,7 @@ How the parts talk, from the outside in:
                      admin_orders reads what is asked, admin_documents says what is answered, admin_access
                      hands out access, admin_direct takes kubeconfigs
     metrics, top     numbers for Prometheus, and for people who watch (`tower top`)
+    controllers      make the host's Cluster objects true, where the state is kept in the host cluster
     stores           what outlives the process: tokens and clusters, behind a few domain verbs
     kube             the host's apiserver, for a server whose state lies there: the one home of its client
     membership       the pure rules that a join must pass (token and member UID)

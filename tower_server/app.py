@@ -14,6 +14,7 @@ import ssl
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
@@ -47,6 +48,9 @@ from tower_server.registry import LiveSession, Registry
 from tower_server.settings import ServeSettings
 from tower_server.state import State, open_state
 from tower_server.stores import StoreUnavailable
+
+if TYPE_CHECKING:
+    from tower_server.controllers.clusters import ClusterController
 
 __all__ = ["serve"]
 
@@ -93,6 +97,8 @@ class _Server:
     ) -> None:
         self._settings = settings
         self._state = state
+        # Where the state is kept in the host cluster, from the moment that we listen on.
+        self._controller: ClusterController | None = None
         self._authority = authority = state.authority
         self._store = store = state.store
         self._registry = Registry()
@@ -158,6 +164,7 @@ class _Server:
         self._direct.apply_all(await self._store.list_direct())
         stack.push_async_callback(self._direct.close, "the server stops")
         metrics = await self._open_metrics(stack)
+        stack.push_async_callback(self._close_controller)
         stack.push_async_callback(self._drain)
         bound = self._listen(entrances)
         public = self._settings.public_address_at(bound.port)
@@ -165,6 +172,7 @@ class _Server:
         await self._open_entries(entrances)
         if metrics is not None:
             print(f"metrics at http://{metrics}/metrics", flush=True)
+        self._start_controller(bound, public)
         self._tasks.start(self._keep_renewed(), "renewal")
         entrances.push_async_callback(self._tasks.close)
         print(f"tower-server ready on {bound}", flush=True)
@@ -250,6 +258,31 @@ class _Server:
         await stack.enter_async_context(
             serve_on_socket(api.application(), self._settings.admin_socket)
         )
+
+    def _start_controller(self, bound: HostPort, public: HostPort) -> None:
+        """Let Cluster objects be true, where the state is kept in the host cluster."""
+        host = self._state.host
+        if host is None:
+            return
+        from tower_server.controllers.clusters import ClusterController
+
+        self._controller = ClusterController(
+            host.client,
+            host.store,
+            self._registry,
+            self._authority,
+            connections=self._direct,
+            public_address=public,
+            # The same after a restart in its place, so that it goes on at once.
+            identity=f"{socket.gethostname()}:{bound.port}",
+            on_replaced=self._listener.end_replaced,
+            clock=lambda: datetime.now(UTC),
+        )
+        self._tasks.start(self._controller.run(), "controller of the clusters")
+
+    async def _close_controller(self) -> None:
+        if self._controller is not None:
+            await self._controller.close()
 
     # Agents
 

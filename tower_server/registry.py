@@ -96,8 +96,10 @@ class LiveSession:
         # When it was last given a stream, as a count of its cluster's streams.
         self.picked_at = 0
         self.connected_at = datetime.now(UTC)
-        # Renewed by each report over the control stream.
-        self.report = MemberReport()
+        # See `report`.
+        self._report = MemberReport()
+        # Set by the registry that it is added to: says that the report is another.
+        self.when_reported: Callable[[], None] = lambda: None
         # Without an agent a session says nothing of the member: set by `Registry.reach`.
         self.reaches_member = True
         # How far away the member is, where no wire of the session's own can tell.
@@ -106,6 +108,17 @@ class LiveSession:
     @property
     def cluster(self) -> ClusterName:
         return self.identity.cluster
+
+    @property
+    def report(self) -> MemberReport:
+        """What was last heard of the member. Set by whoever hears it."""
+        return self._report
+
+    @report.setter
+    def report(self, report: MemberReport) -> None:
+        if report != self._report:
+            self._report = report
+            self.when_reported()
 
     def is_of(self, identity: AgentIdentity) -> bool:
         """Whether it belongs to the agent that has just proved this identity."""
@@ -239,19 +252,33 @@ class Registry:
         self._clusters: dict[ClusterName, _Cluster] = {}
         # Told when a cluster is cut off: they end what is not a live session.
         self._when_cut: list[Callable[[ClusterName, Code, str], None]] = []
+        # Told whose status is another by now.
+        self._listeners: list[Callable[[ClusterName], None]] = []
+
+    def listen(self, listener: Callable[[ClusterName], None]) -> None:
+        """Call this with the name of each cluster whose status changes in more than numbers."""
+        self._listeners.append(listener)
+
+    def changed(self, name: ClusterName) -> None:
+        """Something about a cluster is other than before: a session's report, for one."""
+        for listener in self._listeners:
+            listener(name)
 
     # What is known
 
     def know(self, name: ClusterName, member_uid: str | None) -> None:
         """Add a cluster, or renew what is known of it."""
         cluster = self._clusters.setdefault(name, _Cluster(member_uid))
-        cluster.member_uid = member_uid or cluster.member_uid
+        if member_uid and member_uid != cluster.member_uid:
+            cluster.member_uid = member_uid
+            self.changed(name)
 
     def forget(self, name: ClusterName) -> None:
         """The cluster is removed: it has no name here any more. `cut` its sessions first."""
         cluster = self._clusters.pop(name, None)
         if cluster is not None:
             cluster.wake()  # there is nothing to wait for
+            self.changed(name)
 
     def knows(self, name: str) -> bool:
         return name in self._clusters
@@ -267,11 +294,13 @@ class Registry:
         cluster.sessions.append(session)
         cluster.counters.take_over(session.connection.session)
         cluster.last = session
+        session.when_reported = lambda: self.changed(session.cluster)
         cluster.reach_changed(was_reached, session.connected_at)
         while len(cluster.sessions) > MAX_SESSIONS_PER_CLUSTER:
             oldest = cluster.sessions.pop(0)
             oldest.connection.close(Code.REPLACED, "too many sessions of this cluster")
         cluster.wake()
+        self.changed(session.cluster)
         return True
 
     def reach(self, session: LiveSession, *, reaches: bool) -> None:
@@ -281,12 +310,14 @@ class Registry:
         session.reaches_member = reaches
         if cluster is not None and session in cluster.sessions:
             cluster.reach_changed(was_reached, datetime.now(UTC))
+            self.changed(session.cluster)
 
     def left(self, session: LiveSession) -> None:
         """The session takes no new streams any more; it may still have some."""
         cluster = self._clusters.get(session.cluster)
         if cluster is not None and session in cluster.sessions:
             cluster.note_absence()
+            self.changed(session.cluster)
 
     def remove(self, session: LiveSession) -> None:
         """The session is over. Harmless for one that is not here."""
@@ -294,6 +325,7 @@ class Registry:
         if cluster is not None and session in cluster.sessions:
             cluster.sessions.remove(session)
             cluster.note_absence()
+            self.changed(session.cluster)
 
     def pick(self, name: ClusterName) -> LiveSession | None:
         """The session for a new stream: a usable one of the newest agent process."""

@@ -83,6 +83,8 @@ class AgentOptions:
     through: str | None = None
     # Keep the credentials in the manifest's Secret instead of a directory.
     in_secret: bool = False
+    # What a join Secret of the host says, instead of tokens made for it: its keys and their texts.
+    invitation: Mapping[str, str] | None = None
     arguments: tuple[str, ...] = ()
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -259,7 +261,11 @@ class Tower:
     def prepare(self, member: Member, options: AgentOptions) -> Agent:
         """Everything that `join` does before it starts the agent."""
         name = member.name
-        manifest = self.admin("token", "create", name, "--format", "manifest")
+        manifest = (
+            options.invitation["manifest.yaml"]
+            if options.invitation
+            else self.admin("token", "create", name, "--format", "manifest")
+        )
         documents = [d for d in yaml.safe_load_all(manifest) if d]
         member.apply(*documents)
         account = _only(d for d in documents if d["kind"] == "ServiceAccount")
@@ -362,7 +368,11 @@ class Tower:
         )
 
     def _write_join_file(self, name: str, options: AgentOptions) -> Path:
-        text = self.admin("token", "create", name).strip()
+        text = (
+            options.invitation["join"]
+            if options.invitation
+            else self.admin("token", "create", name).strip()
+        )
         if options.through is not None:
             text = re.sub(r"@[^?/]+", f"@{options.through}", text)
         path = self.join_file(name)

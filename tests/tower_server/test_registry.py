@@ -2,7 +2,8 @@
 
 Covered: the newest usable session wins, sessions that drain, loss and return, the limit
 on sessions, waiting (woken, in vain, cancelled, for a cluster that goes), status in every
-state with its times, streams that count, cut and forget; sessions without an agent.
+state with its times, streams that count, cut and forget; sessions without an agent; who
+listens is told of each change.
 """
 
 import asyncio
@@ -468,3 +469,36 @@ def test_who_has_no_wire_is_told_how_far_the_member_is() -> None:
     status = registry.status(ALPHA)
     assert status is not None and status.rtt_seconds == 0.012
     assert registry.readings()["alpha"].rtt_seconds == 0.012
+
+
+def test_who_listens_is_told_of_each_change_and_of_no_number() -> None:
+    told: list[ClusterName] = []
+    registry = known("alpha")
+    registry.listen(told.append)
+
+    def was_told() -> bool:
+        was, expected = list(told), [ALPHA]
+        told.clear()
+        return was == expected
+
+    registry.know(ALPHA, None)
+    assert told == []
+    registry.know(ALPHA, "uid")
+    assert was_told()
+    live = session()
+    registry.add(live)
+    assert was_told()
+    live.report = MemberReport(apiserver_version="v1")
+    assert was_told()
+    live.report = MemberReport(apiserver_version="v1")
+    assert told == []
+    registry.reach(live, reaches=False)
+    assert was_told()
+    registry.left(live)
+    assert was_told()
+    registry.remove(live)
+    assert was_told()
+    registry.remove(live)
+    assert told == []
+    registry.forget(ALPHA)
+    assert was_told()

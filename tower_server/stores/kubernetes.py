@@ -149,7 +149,7 @@ class KubernetesStore:
     async def invite(
         self, token: TokenRecord, now: datetime, *, owner_uid: str | None
     ) -> None:
-        """`add_token`, and the ledger belongs to this Cluster object from now on, if one is named."""
+        """`add_token`; and the ledger belongs to this Cluster object from now on, if one is named."""
         tokens = [kept for ledger in self.ledgers() for kept in ledger.tokens]
         disposable = set(disposable_tokens(tokens, now))
         outstanding = sum(state_of(kept, now) is TokenState.READY for kept in tokens)
@@ -296,7 +296,7 @@ class KubernetesStore:
     # What the controller of Cluster objects needs beside the verbs
 
     async def adopt(self, name: ClusterName, owner_uid: str | None) -> None:
-        """Note which Cluster object a ledger belongs to; with it gone, the ledger goes too."""
+        """Note which Cluster object a ledger belongs to, or that there is none (any more)."""
 
         def adopt(ledger: Ledger) -> Ledger:
             if ledger.is_empty:
@@ -304,6 +304,15 @@ class KubernetesStore:
             return dataclasses.replace(ledger, owner_uid=owner_uid, dismissed_uid=None)
 
         await self._change(name, adopt)
+
+    async def note_taken(self, name: ClusterName, digest: str) -> None:
+        """Note what was taken from the Secret of a direct connection."""
+
+        def note(ledger: Ledger) -> Ledger:
+            has_it = ledger.direct is not None
+            return dataclasses.replace(ledger, taken=digest) if has_it else ledger
+
+        await self._change(name, note)
 
     # Inside
 

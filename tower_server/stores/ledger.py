@@ -16,7 +16,7 @@ from typing import Any
 
 from certs.keys import PrivateBytes
 from certs.names import ClusterName
-from tower_server.kube.resources import CLUSTERS, SECRETS, Object
+from tower_server.kube.resources import SECRETS, Object
 from tower_server.membership import ClusterRecord, DirectMember
 from tower_server.tokens import TokenId, TokenRecord, TokenState, state_of
 
@@ -59,10 +59,15 @@ class Ledger:
     tokens: tuple[TokenRecord, ...] = ()
     record: ClusterRecord | None = None
     direct: DirectMember | None = None
-    # UID of the Cluster object that this belongs to. None: there is none yet, or no more.
+    # UID of the Cluster object that this belongs to. None: there is none yet, or no more. It is no
+    # ownerReference: a backup that is restored has other UIDs, and the garbage collector would
+    # take every member away.
     owner_uid: str | None = None
     # UID of the Cluster object whose member was removed by an admin: it shall be deleted.
     dismissed_uid: str | None = None
+    # Digest of what was last taken from the Secret of a direct connection, so that it is taken
+    # again only when that changes, and not after an admin gave another one by the command line.
+    taken: str | None = None
     # Of the Secret as it was read; None for one that is not written yet. No part of what it says.
     revision: str | None = dataclasses.field(default=None, compare=False)
 
@@ -105,6 +110,7 @@ class Ledger:
             tokens=tokens,
             record=None,
             direct=None,
+            taken=None,
             owner_uid=None,
             dismissed_uid=self.owner_uid or self.dismissed_uid,
         )
@@ -132,7 +138,9 @@ def secret_of(ledger: Ledger, namespace: str) -> Object:
         "tokens": [_write(token) for token in ledger.tokens],
         "record": None if ledger.record is None else _write(ledger.record),
         "direct": None if ledger.direct is None else _write(ledger.direct),
+        "owner_uid": ledger.owner_uid,
         "dismissed_uid": ledger.dismissed_uid,
+        "taken": ledger.taken,
     }
     labels = {
         CLUSTER_LABEL: ledger.cluster,
@@ -143,16 +151,6 @@ def secret_of(ledger: Ledger, namespace: str) -> Object:
     metadata: Object = {"labels": labels}
     if ledger.revision is not None:
         metadata["resourceVersion"] = ledger.revision
-    if ledger.owner_uid is not None:
-        # The garbage collector removes what belongs to a Cluster that is gone, whoever took it away.
-        metadata["ownerReferences"] = [
-            {
-                "apiVersion": CLUSTERS.api_version,
-                "kind": CLUSTERS.kind,
-                "name": ledger.cluster,
-                "uid": ledger.owner_uid,
-            }
-        ]
     text = json.dumps(document, separators=(",", ":")).encode()
     return SECRETS.object(
         namespace,
@@ -180,20 +178,14 @@ def ledger_of(secret: Object) -> Ledger:
             tokens=tuple(_read(TokenRecord, token) for token in document["tokens"]),
             record=None if record is None else _read(ClusterRecord, record),
             direct=None if direct is None else _read(DirectMember, direct),
-            owner_uid=_owner_uid(metadata),
+            owner_uid=document["owner_uid"],
             dismissed_uid=document["dismissed_uid"],
+            taken=document["taken"],
             revision=metadata["resourceVersion"],
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = str(error) if str(error) == UNKNOWN_FORMAT else "it is damaged"
         raise ValueError(reason) from None
-
-
-def _owner_uid(metadata: Object) -> str | None:
-    for owner in metadata.get("ownerReferences") or ():
-        if owner.get("kind") == CLUSTERS.kind:
-            return str(owner["uid"])
-    return None
 
 
 def _label_of_uid(member_uid: str) -> str:
