@@ -108,6 +108,7 @@ class RequestRelay:
     __slots__ = (
         "_client_has_ended",
         "_deadline",
+        "_early_bytes",
         "_exchange",
         "_expiry",
         "_head_has_begun",
@@ -145,6 +146,8 @@ class RequestRelay:
         # What came and is not passed on, in order: uncredited, so the window bounds it.
         self._pending: list[bytes] = []
         self._pending_bytes = 0
+        # ... but for so much at its front, which the limit of a head bounds.
+        self._early_bytes = 0
         # Part of a head has come: its time runs.
         self._head_has_begun = False
         # The request in hand, from its head until its answer is complete.
@@ -304,7 +307,19 @@ class RequestRelay:
         else:
             self._pending = [data[count:]]
         self._pending_bytes = len(data) - count
-        self._stream.taken(count)
+        early = min(self._early_bytes, count)
+        self._early_bytes -= early
+        self._stream.taken(count - early)
+
+    def _take_early(self) -> None:
+        """All that is pending is the beginning of a head, and let go before the rest has come:
+        a head may be longer than the stream's window."""
+        late, self._early_bytes = (
+            self._pending_bytes - self._early_bytes,
+            self._pending_bytes,
+        )
+        if late:
+            self._stream.taken(late)
 
     def _read_head(self) -> bool:
         if (
@@ -312,6 +327,7 @@ class RequestRelay:
             and self._pending_bytes <= MAX_HEAD_BYTES
             and b"\n" not in self._pending[-1]
         ):
+            self._take_early()
             return False  # the others were looked at: spare the joining
         data = self._joined()
         end = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES)
@@ -324,6 +340,7 @@ class RequestRelay:
                 message = "malformed request: a line ends without CR"
                 self._refuse(Refusal(code=400, message=message))
             else:
+                self._take_early()
                 self._await_head()
             return False
         end += 4
@@ -468,10 +485,11 @@ class RequestRelay:
             exchange.abort()
         self._state = _State.CLOSING
         self._outgoing = None
-        pending, self._pending_bytes = self._pending_bytes, 0
+        untaken = self._pending_bytes - self._early_bytes
+        self._pending_bytes = self._early_bytes = 0
         self._pending = []
-        if pending:
-            self._stream.taken(pending)
+        if untaken:
+            self._stream.taken(untaken)
         self._stream.write_eof()
         self._deadline.set(self._owner.limits.linger_seconds)
 

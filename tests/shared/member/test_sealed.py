@@ -2,7 +2,7 @@
 
 Covered: user certificates of this and other clusters, every other role, strangers, expired and
 missing certificates, TLS 1.2, clients that speak only HTTP/2, when the front door is told that
-the caller is known, the limit of handshakes, the end.
+the caller is known, the limit of handshakes, long heads, the end.
 """
 
 import asyncio
@@ -22,9 +22,11 @@ from certs.keys import new_key
 from certs.names import AdminRole
 from shared.errors import StreamReset
 from shared.http.apiserver import ApiServer, Credential
+from shared.http.heads import MAX_HEAD_BYTES
 from shared.http.identity import Policy
 from shared.http.upstream import UpstreamPool
 from shared.member.sealed import SealedFace
+from shared.mux.windows import INITIAL_WINDOW_BYTES
 from tests.certs.zone import ALPHA, BETA, NOW, ZONE, Holder, Zone
 from tests.fakes.dialling import LOOPBACK, agent, credentials, the_zone
 from tests.fakes.host_side import until
@@ -239,6 +241,19 @@ async def test_strangers_in_the_handshake_are_limited_and_told() -> None:
         await until(lambda: here.face._gate.half_open == 0)
         assert b"tower:admin" in await here.get(client(the_zone().user()))
         assert quiet.at_eof() or not writer.transport.get_extra_info("x")
+
+
+@both_loops
+async def test_a_head_that_is_longer_than_a_streams_window_arrives() -> None:
+    longest = MAX_HEAD_BYTES - len(GET) - len(b"X: \r\n")
+    async with site() as here:
+        for length in (INITIAL_WINDOW_BYTES, INITIAL_WINDOW_BYTES * 3 // 2, longest):
+            request = GET[:-2] + b"X: " + b"x" * length + b"\r\n\r\n"
+            heard = await here.get(client(the_zone().user()), request)
+            assert heard.startswith(b"HTTP/1.1 200 ") and b"x" * length in heard
+        too_long = GET[:-2] + b"X: " + b"x" * 2 * MAX_HEAD_BYTES
+        heard = await here.get(client(the_zone().user()), too_long)
+        assert heard.startswith(b"HTTP/1.1 431 ")
 
 
 @both_loops
