@@ -3,6 +3,9 @@
 One control stream per tunnel, opened by the agent, and opened again when it breaks while
 the tunnel stays. The apiserver is asked every few seconds, so that `tower cluster list` is
 true within five; a line goes out when the answer changed, and at the start of every stream.
+
+A stream on which nothing is said any more is closed, and the next news opens another: its TLS
+would cost the server 30 KiB for each of its agents, nearly as much as all the rest of them.
 """
 
 import asyncio
@@ -33,6 +36,10 @@ ASK_EVERY_SECONDS = 2.0
 # its handshake costs the server a signature, and it may have ten thousand agents.
 FIRST_REOPEN_SECONDS = 1.0
 LAST_REOPEN_SECONDS = 60.0
+
+# So long after the last line a stream is closed: what the next question brings goes the same
+# way, and an apiserver that comes and goes does not cost a handshake each time.
+LET_GO_SECONDS = 3.0
 
 
 class Reporter:
@@ -88,29 +95,52 @@ class _Channel:
         # When it was opened, and the pause before the next if it breaks.
         self._opened_at = 0.0
         self._reopen_seconds = FIRST_REOPEN_SECONDS
-        # Set while that pause lasts.
-        self._reopening: asyncio.TimerHandle | None = None
+        # Set while that pause lasts, or until a stream without news is let go.
+        self._timer: asyncio.TimerHandle | None = None
+        # What the server knows of this session, as far as we know.
+        self._told = MemberReport()
 
     def connected(self, tunnel: TunnelConnection, *, resumed: bool) -> None:
         self._tunnel = tunnel
         self._reopen_seconds = FIRST_REOPEN_SECONDS
-        if not resumed or self._end is None:
+        if not resumed:
             self._open()
+        elif self._end is None:
+            self._stop_timer()
+            self.send()
 
     def close(self) -> None:
         """Open no more streams; what is open ends with its tunnel."""
         self._tunnel = None
-        self._stop_reopening()
+        self._stop_timer()
 
     def send(self) -> None:
-        report = self._reporter.report.to_json()
-        if self._end is not None and self._is_secured and report:
-            line = json.dumps({"kind": "report", **report}) + "\n"
+        """Say how the member is, unless that has been said."""
+        report = self._reporter.report
+        if report == self._told:
+            return
+        if self._end is None:
+            if self._timer is None:
+                self._open()
+        elif self._is_secured:
+            line = json.dumps({"kind": "report", **report.to_json()}) + "\n"
             self._end.write(line.encode())
+            self._told = report
+            self._stop_timer()
+            self._timer = asyncio.get_running_loop().call_later(
+                LET_GO_SECONDS, self._let_go
+            )
+
+    def _let_go(self) -> None:
+        end, self._end = self._end, None
+        self._is_secured, self._timer = False, None
+        if end is not None:
+            end.write_eof()
 
     def _open(self) -> None:
-        self._stop_reopening()
+        self._stop_timer()
         self._end, self._is_secured = None, False
+        self._told = MemberReport()
         loop = asyncio.get_running_loop()
         if self._tunnel is None or not self._tunnel.usable:
             return  # the next tunnel is on its way, and with it the next stream
@@ -142,7 +172,9 @@ class _Channel:
     def stream_ended(self, stream: ByteStream, reason: str) -> None:
         """A control stream is over, or as good as: nothing more is written to it."""
         if stream is self._end:
+            self._stop_timer()
             self._end, self._is_secured = None, False
+            self._told = MemberReport()
             self._reopen_later(reason)
 
     def _reopen_later(self, reason: str) -> None:
@@ -154,12 +186,12 @@ class _Channel:
         pause = self._reopen_seconds
         self._reopen_seconds = min(pause * 2, LAST_REOPEN_SECONDS)
         _log.warning("the control stream ended, next in %g s: %s", pause, reason)
-        self._reopening = loop.call_later(pause, self._open)
+        self._timer = loop.call_later(pause, self._open)
 
-    def _stop_reopening(self) -> None:
-        if self._reopening is not None:
-            self._reopening.cancel()
-            self._reopening = None
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 class _ControlHandler:

@@ -12,6 +12,7 @@ import (
 	"math/rand"
 	"net"
 	"os"
+	"regexp"
 	"sort"
 	"sync"
 	"time"
@@ -63,6 +64,8 @@ type round struct {
 	Refused         int     `json:"refused"` // told when to come back
 	Failed          int     `json:"failed"`
 	Lost            int     `json:"lost"`
+	// How often each failure was seen.
+	Failures map[string]int `json:"failures"`
 
 	began     time.Time
 	latencies []time.Duration // of dials that came to a tunnel
@@ -260,6 +263,9 @@ func (a *agent) asked(wait time.Duration) {
 	}
 }
 
+// Errors of the net package begin with both ends.
+var withoutAddresses = regexp.MustCompile(`[0-9.]+:[0-9]+(->)?:? ?`)
+
 // What happened
 
 func (f *fleet) dialled(note func(*round)) {
@@ -273,6 +279,10 @@ func (f *fleet) failed(err error) {
 	defer f.mu.Unlock()
 	f.current.Failed++
 	f.failure = err
+	if f.current.Failures == nil {
+		f.current.Failures = map[string]int{}
+	}
+	f.current.Failures[withoutAddresses.ReplaceAllString(err.Error(), "")]++
 }
 
 func (f *fleet) lost() {

@@ -30,6 +30,7 @@ const (
 	frameHello  = 0
 	frameOpen   = 1
 	frameData   = 2
+	frameEOF    = 3
 	frameReset  = 4
 	framePing   = 6
 	framePong   = 7
@@ -49,6 +50,7 @@ const (
 	controlStream   = 1       // the first of an agent
 	maxMessageBytes = 1 << 20 // SPEC 4
 	controlWithin   = 10 * time.Second
+	controlIdle     = 3 * time.Second // as a real agent
 )
 
 // dial is one attempt to get a tunnel.
@@ -151,6 +153,8 @@ type tunnel struct {
 	received   uint64 // messages, HELLO not counted
 	reported   uint64 // ... and how many of them the server knows of
 	pings      uint64
+	secured    *tls.Conn    // the control stream's plain text; nil once it is closed
+	reportedAt time.Time    // when the report left
 	control    bytes.Buffer // ciphertext of the control stream that arrived
 	sent       uint64       // bytes of ours on the control stream
 }
@@ -215,9 +219,10 @@ func randomHex() string {
 // greet says HELLO and waits for the server's.
 func (t *tunnel) greet() error {
 	// The same process: of two dials that came through, neither ends the other.
-	place := fmt.Sprintf("simulated-%d.1", t.agent.index)
+	place := fmt.Sprintf("simulated-%d", t.agent.index)
 	hello, _ := json.Marshal(map[string]any{
-		"session_id": randomHex(), "window_bytes": windowBytes, "software": "simulated-agent/1", "place": place,
+		"session_id": randomHex(), "window_bytes": windowBytes, "software": "simulated-agent/1",
+		"place": place, "instance": place,
 	})
 	if err := t.writeMessage(frame(frameHello, 0, hello)); err != nil {
 		return err
@@ -242,7 +247,21 @@ func (t *tunnel) report() error {
 		return err
 	}
 	_, err := secured.Write([]byte(`{"kind":"report","apiserver_version":"v1.34.0"}` + "\n"))
+	t.secured, t.reportedAt = secured, time.Now()
 	return err
+}
+
+// endReport closes the control stream a while after the report: an agent opens another
+// when it has something new to say.
+func (t *tunnel) endReport() error {
+	if t.secured == nil || time.Since(t.reportedAt) < controlIdle {
+		return nil
+	}
+	if err := t.secured.CloseWrite(); err != nil {
+		return err
+	}
+	t.secured = nil
+	return t.send(frame(frameEOF, controlStream, binary.BigEndian.AppendUint64(nil, t.sent)))
 }
 
 // controlConn is the control stream's ciphertext as a net.Conn, for one goroutine, while
@@ -294,6 +313,9 @@ func (t *tunnel) serve() bool {
 			t.pings++
 			asked = true
 			err = t.send(frame(framePing, 0, binary.BigEndian.AppendUint64(nil, t.pings)))
+			if err == nil {
+				err = t.endReport()
+			}
 			if err == nil {
 				continue
 			}

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -135,9 +136,13 @@ async def reporting(
             running.cancel()
             with suppress(asyncio.CancelledError):
                 await running
-            assert reporter._channels[0]._reopening is None, (
-                "a timer outlives the reporter"
-            )
+            assert reporter._channels[0]._timer is None, "a timer outlives the reporter"
+
+
+@asynccontextmanager
+async def let_go_after(seconds: float) -> AsyncIterator[None]:
+    with mock.patch.object(module, "LET_GO_SECONDS", seconds):
+        yield
 
 
 def test_what_the_apiserver_says_is_known_within_five_seconds() -> None:
@@ -202,6 +207,54 @@ async def test_a_long_error_does_not_break_the_control_stream() -> None:
 
 
 # Control streams
+
+
+@both_loops
+async def test_a_stream_without_news_is_let_go_and_the_next_news_opens_another() -> (
+    None
+):
+    server, member = Server(), Member()
+    async with let_go_after(0.05), reporting(server, member) as (pair, _):
+        await until(lambda: server.report.apiserver_version == "v1.34.1")
+        await until(lambda: server.streams[0].closed)
+        assert not pair.server.session.streams and not pair.agent.session.streams
+        asked = member.asked
+        await until(lambda: member.asked > asked + 5)
+        assert len(server.streams) == 1, "there was nothing to say"
+        member.answer = version("v1.35.0")
+        await until(lambda: server.report.apiserver_version == "v1.35.0")
+        assert len(server.streams) == 2
+
+
+@both_loops
+async def test_news_keep_a_stream_open() -> None:
+    server, member = Server(), Member()
+    async with let_go_after(0.5), reporting(server, member):
+        for number in range(40):  # for longer than that
+            member.answer = version(f"v1.{number}.0")
+            await until(
+                lambda number=number: (
+                    server.report.apiserver_version == f"v1.{number}.0"
+                )
+            )
+        assert len(server.streams) == 1
+
+
+@both_loops
+async def test_a_session_that_goes_on_is_told_only_what_it_has_not_heard() -> None:
+    server, member = Server(), Member()
+    async with let_go_after(0.02), reporting(server, member) as (pair, reporter):
+        await until(lambda: server.streams and server.streams[0].closed)
+        reporter.connected(pair.agent, resumed=True)
+        asked = member.asked
+        await until(lambda: member.asked > asked + 3)
+        assert len(server.streams) == 1
+        member.answer = version("v1.35.0")
+        await until(lambda: server.report.apiserver_version == "v1.35.0")
+        # A new session knows nothing.
+        server.session.report = MemberReport()
+        reporter.connected(pair.agent, resumed=False)
+        await until(lambda: server.report.apiserver_version == "v1.35.0")
 
 
 @both_loops
@@ -283,8 +336,7 @@ async def test_a_tunnel_that_is_lost_is_not_asked_for_streams() -> None:
         member.answer = version("v1.35.0")
         await until(lambda: member.asked > asked + 3)
         assert (
-            reporter._channels[0]._end is None
-            and reporter._channels[0]._reopening is None
+            reporter._channels[0]._end is None and reporter._channels[0]._timer is None
         )
         reporter.connected(pair.agent, resumed=False)  # as late as that
         assert reporter._channels[0]._end is None
@@ -300,8 +352,7 @@ async def test_losing_the_tunnel_in_the_handshake_is_no_trouble() -> None:
         await pair.agent_owner.lost.wait()
         await pair.server_owner.lost.wait()
         assert (
-            reporter._channels[0]._end is None
-            and reporter._channels[0]._reopening is None
+            reporter._channels[0]._end is None and reporter._channels[0]._timer is None
         )
 
 
