@@ -118,11 +118,12 @@ TARGETS = (
         seeds=_seeds,
         words=(
             *(b"Impersonate-User: bob\r\n", b"Impersonate_User: root\r\n"),
+            b"X_Remote-User: root\r\n",
             *(b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n"),
             *(b"Connection: ", b"X-Remote-Group: system:masters\r\n", b"Host: x\r\n"),
             *(b"\r\n ", b"\x00", b"%2e%2e", b"%2F", b"\\", b"/..", b"HTTP/1.0", b"\n"),
             *(b"content_length: 5\r\n", b"\t:", b"Expect: 100-continue\r\n"),
         ),
-        runs=8_000,
+        runs=40_000,
     ),
 )

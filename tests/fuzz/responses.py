@@ -37,6 +37,7 @@ def _run_body(data: bytes) -> None:
     source = Source(data)
     sizes = [1 + size for size in source.take(source.number() % 16)]
     body = source.rest()
+    _run_good_body(body, sizes)
     whole = _feed(body, [len(body)])
     pieces = _feed(body, sizes)
     if whole is None or pieces is None:
@@ -50,6 +51,20 @@ def _run_body(data: bytes) -> None:
     if is_complete:
         assert passed == body[:end]
         chunked_content(passed)
+
+
+def _run_good_body(content: bytes, sizes: list[int]) -> None:
+    """What is framed as it should be passes whole, and says what it said."""
+    body, offset = b"", 0
+    for size in [*sizes, max(1, len(content))]:
+        piece = content[offset : offset + size]
+        offset += size
+        if piece:
+            body += b"%x\r\n%b\r\n" % (len(piece), piece)
+    body += b"0\r\n\r\n"
+    for step in ([len(body)], sizes):
+        assert _feed(body, step) == (body, len(body), True)
+    assert chunked_content(body) == content
 
 
 def _feed(data: bytes, sizes: list[int]) -> tuple[bytes, int, bool] | None:
@@ -116,5 +131,6 @@ TARGETS = (
             b"X: y\r\n",
             b"Host: x\r\n",
         ),
+        runs=6_000,
     ),
 )

@@ -173,6 +173,8 @@ def _seeds() -> list[bytes]:
     for kind, peer in ((6, "agent"), (7, "server"), (14, "agent"), (15, "server")):
         entries = [(24, message) for speaker, message in whole if speaker == peer]
         seeds += [script(kind, habits, entries) for habits in (0, 0b1101, 0b111110)]
+        # With windows of one byte and of a hundred, which such a peer overruns.
+        seeds += [script(kind & 9 | size, 0, entries) for size in (0, 2)]
     return seeds + [_recorded(cut=cut) for cut in (False, True)]
 
 

@@ -7,8 +7,10 @@ what holds whatever it says (see session.py); without a changed message nobody m
 """
 
 from collections import deque
+from dataclasses import replace
 
 from shared.errors import Code, PeerProtocolError
+from shared.wire.frames import encode_hello
 from shared.wire.hello import read_hello
 from tests.fakes.session_links import Link, Place, ResumingPair
 from tests.fakes.session_pair import End, Recorder
@@ -159,11 +161,23 @@ def _tamper(pair: _Pair, choice: int, amount: int) -> None:
             queue.appendleft(message + message[at:])
         case 5:
             queue.appendleft(message[:at] + bytes((amount >> 8,)) + message[at:])
+        case 6 if message[:1] == b"\0":
+            queue.appendleft(_other_count(message, amount % 7 - 3))
         case _:
             changed = bytearray(message)
             if changed:
                 changed[at] ^= 1 << (amount >> 5 & 7)
             queue.appendleft(bytes(changed))
+
+
+def _other_count(message: bytes, difference: int) -> bytes:
+    """A greeting that has received some messages more, or less."""
+    try:
+        hello = read_hello(message)
+    except PeerProtocolError:
+        return message
+    count = max(0, hello.received + difference)
+    return encode_hello(replace(hello, received=count).encode())
 
 
 def _steps(*steps: tuple[int, int, int]) -> bytes:
@@ -182,10 +196,13 @@ def _seeds() -> list[bytes]:
         *((6, 0, 7), (4, 1, 3), (6, 1, 7)),
     )
     changed = [_steps((14, how, 300 + how)) for how in range(8)]
+    changed += [_steps((14, 6, much)) for much in range(7)]
     whole = [b"\x03" + talk + resume + talk]
     for change in changed:
         whole.append(b"\x03" + talk[:20] + change + talk[20:] + resume)
-        whole.append(b"\x01" + talk + resume[:20] + change + resume[20:])
+        # Behind the agent's greeting, and behind the server's.
+        for at in (16, 24):
+            whole.append(b"\x01" + talk + resume[:at] + change + resume[at:])
     return whole
 
 

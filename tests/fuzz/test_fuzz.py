@@ -22,7 +22,6 @@ ROOT = Path(__file__).resolve().parents[2]
 # A target takes some two seconds; the machine may be busy.
 RUN_SECONDS = 100
 PLAIN_SECONDS = 10.0
-PLAIN_RUNS = 1000
 
 needs_atheris = pytest.mark.skipif(
     not guided.is_available(), reason="atheris has no wheel for this machine"
@@ -52,8 +51,7 @@ def test_a_target_survives_a_bounded_run(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", MODULES)
 def test_a_target_survives_the_plain_loop(name: str) -> None:
     target = load(name)
-    runs = target.runs if not guided.is_available() else PLAIN_RUNS
-    corpus = corpus_of(target)
+    runs, corpus = target.runs, corpus_of(target)
     result = fuzz(target, corpus, seed=1, runs=runs, seconds=PLAIN_SECONDS)
     if result.crash is not None:
         raise AssertionError(
