@@ -13,6 +13,7 @@ The parts, from the bottom up:
     tokens      join tokens and the join string
     nonces      what makes a join request young, without memory
     joining     how a join secret is proven without being sent, and answered
+    renewing    how an agent gets a new certificate for its key
 
 A certificate has exactly one role, in a URI SAN. TLS says only "our CA signed this";
 each verifier then demands the role that it is there for (`names.role_of`), so that a

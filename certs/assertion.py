@@ -45,6 +45,7 @@ __all__ = [
     "BadAssertion",
     "assertion_audience",
     "make_assertion",
+    "renewal_audience",
 ]
 
 # design.md, 3. Longer than any dial takes; short enough that we can remember all of them.
@@ -76,6 +77,11 @@ def assertion_audience(zone: str) -> str:
     return role_uri(ServerRole(zone=zone))
 
 
+def renewal_audience(zone: str) -> str:
+    """The same for assertions that renew a certificate: neither kind is good for the other."""
+    return f"{assertion_audience(zone)}#renew"
+
+
 def make_assertion(
     key: ec.EllipticCurvePrivateKey,
     chain: Sequence[x509.Certificate],
@@ -101,10 +107,25 @@ def make_assertion(
 class AssertionVerifier:
     """Accepts each assertion of each agent of one zone once. Belongs to one event loop."""
 
-    def __init__(self, ca_certs: Sequence[x509.Certificate], zone: str) -> None:
+    def __init__(
+        self,
+        ca_certs: Sequence[x509.Certificate],
+        zone: str,
+        *,
+        audience: str | None = None,
+        late: timedelta = timedelta(0),
+    ) -> None:
+        """Build a verifier.
+
+        Args:
+            audience: What the assertions are good for; None: for a tunnel.
+            late: How long after its end a certificate is still taken.
+        """
         # More than one while a CA is being replaced.
         self._authorities = tuple(ca_certs)
         self._zone = parse_zone(zone)
+        self._audience = audience or assertion_audience(self._zone)
+        self._late = late
         self._used = _UsedAssertions()
 
     def verify(self, token: str, now: datetime) -> AgentIdentity:
@@ -127,14 +148,16 @@ class AssertionVerifier:
         signer = read_signers(token, kind=_KIND)[0]
         role = self._role_of(signer)
         claims = open_statement(token, signer)
-        if claims.get("aud") != assertion_audience(self._zone):
+        if claims.get("aud") != self._audience:
             raise BadAssertion(
                 "audience",
-                "the assertion is meant for another zone's server than this one",
+                "the assertion is meant for another zone's server than this one, or for another purpose",
             )
         self._check_times(claims, now)
         try:
-            check_validity(signer, now)
+            # The clock's word on a beginning counts as it is.
+            end = signer.not_valid_after_utc
+            check_validity(signer, min(now, end) if now <= end + self._late else now)
         except ValueError as error:
             raise BadAssertion(
                 "expired", f"{error}; join the agent again with a new join string"

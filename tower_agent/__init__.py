@@ -9,6 +9,7 @@ How the parts talk:
     enrol           whether to join, how often to try, and what is kept when
     attempt         one try: from a join string to credentials, over a network we do not trust
     exchange        its HTTPS requests, direct or through a proxy
+    renewal         keeps the certificate good, also after a long time off
     credentials     where those are kept: a directory, or a Secret of the member
     proxies         which HTTP proxy leads to the server, by HTTPS_PROXY and NO_PROXY
     link            keeps a tunnel to the server open, by the schedule of reconnect; kept: the

@@ -54,6 +54,7 @@ from tower_agent.health import serve_health
 from tower_agent.link import Link, LinkEnded
 from tower_agent.metrics import agent_metrics
 from tower_agent.raw import RawTargets
+from tower_agent.renewal import RenewalFailed, Renewer, good_credentials
 from tower_agent.reporter import CONTROL_TARGET, Reporter
 from tower_agent.settings import AgentSettings, JoinSource
 
@@ -80,11 +81,16 @@ async def run(settings: AgentSettings) -> None:
         request = MemberClient(pool)
         ca_file = settings.ca_file
         outer_ca_pem = _read(ca_file) if ca_file else None
-        credentials = await _credentials(settings, pool, request, outer_ca_pem)
+        store = _store(settings, request)
+        credentials = await _credentials(settings, store, pool, request, outer_ca_pem)
         if outer_ca_pem is not None:
             credentials = _trusting(credentials, outer_ca_pem)
         try:
-            agent = _Agent(settings, credentials, pool, request)
+            credentials = await good_credentials(credentials, store)
+        except RenewalFailed as error:
+            raise ProgramFailed(str(error), exit_code=EXIT_REFUSED) from error
+        try:
+            agent = _Agent(settings, credentials, store, pool, request)
         except ValueError as error:
             raise ProgramFailed(str(error)) from error
         stack.push_async_callback(agent.close)
@@ -125,6 +131,7 @@ def member_apiserver(settings: AgentSettings) -> ApiServer:
 
 async def _credentials(
     settings: AgentSettings,
+    store: CredentialStore,
     pool: UpstreamPool,
     request: MemberRequest,
     outer_ca_pem: bytes | None,
@@ -139,7 +146,6 @@ async def _credentials(
 
     join: JoinString | None = None
     try:
-        store = _store(settings, request)
         join = await _join_string(settings.join, store)
         return await obtain_credentials(
             store,
@@ -235,10 +241,14 @@ class _Agent:
         self,
         settings: AgentSettings,
         credentials: Credentials,
+        store: CredentialStore,
         pool: UpstreamPool,
         request: MemberRequest,
     ) -> None:
+        # Replaced by `_use` when the certificate is renewed.
         self._credentials = credentials
+        self._renewer = Renewer(credentials, store, self._use)
+        self._dialers: list[Dialer] = []
         self._tasks = TaskSet("agent")
         # Set by drain.
         self._is_draining = False
@@ -286,7 +296,7 @@ class _Agent:
             link.tunnel_lost,
             link.going_away,
         )
-        # For all dials of this link, for as long as the credentials are the same.
+        # For all dials of this link.
         dialer = Dialer(
             self._credentials,
             dispatcher,
@@ -294,7 +304,18 @@ class _Agent:
             instance=self._instance,
             budget=self._budget,
         )
+        self._dialers.append(dialer)
         return link
+
+    def _use(self, credentials: Credentials) -> None:
+        """Dial, serve and report with a renewed certificate from now on; nothing ends for it."""
+        self._credentials = credentials
+        for dialer in self._dialers:
+            dialer.use(credentials)
+        self._reporter.use(credentials)
+        self._sealed.context = sealed_server(
+            credentials.certificate_pem, credentials.key_pem, credentials.ca_pem
+        )
 
     def not_ready(self) -> str | None:
         """Why the host cannot use the member through this agent now, if that is so."""
@@ -319,6 +340,7 @@ class _Agent:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._reporter.run(), name="agent: reporter")
+                group.create_task(self._renewer.run(), name="agent: renewer")
                 for number, link in enumerate(self._links):
                     group.create_task(link.run(), name=f"agent: link {number}")
         except* LinkEnded as ended:

@@ -84,11 +84,19 @@ class Dialer:
         self._place = place
         # ... and those of this process are its other tunnels.
         self._instance = instance
-        self._credentials = credentials
         self._owner = owner
         self._proxy = proxy_for(
             credentials.server_host, credentials.server_port, environ
         )
+        self.use(credentials)
+
+    def use(self, credentials: Credentials) -> None:
+        """Dial with these from now on, which were renewed; tunnels that stand stay.
+
+        Raises:
+            ValueError: If they are damaged.
+        """
+        self._credentials = credentials
         mode = credentials.outer_mode
         ca_pem = credentials.ca_pem if mode == "tower" else credentials.outer_ca_pem
         self._context = outer_client(mode, ca_pem)

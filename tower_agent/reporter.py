@@ -46,15 +46,19 @@ class Reporter:
     """Asks the apiserver, and reports over every tunnel."""
 
     def __init__(self, credentials: Credentials, probe: MemberProbe) -> None:
-        self.zone = credentials.zone
-        self.context = inner_client(
-            credentials.certificate_pem, credentials.key_pem, credentials.ca_pem
-        )
+        self.use(credentials)
         self._probe = probe
         # By the number of the tunnel: an agent has several, each renewed by itself.
         self._channels: dict[int, _Channel] = {}
         # The last report, to be repeated on a new stream.
         self.report = MemberReport()
+
+    def use(self, credentials: Credentials) -> None:
+        """Open further control streams with these, which may be renewed; those that are open stay."""
+        self.zone = credentials.zone
+        self.context = inner_client(
+            credentials.certificate_pem, credentials.key_pem, credentials.ca_pem
+        )
 
     def connected(
         self, tunnel: TunnelConnection, *, resumed: bool, number: int = 0

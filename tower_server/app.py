@@ -45,6 +45,7 @@ from tower_server.metrics import serve_metrics, server_metrics
 from tower_server.own_https import OwnHttps, close_after_answer
 from tower_server.parking import Parking
 from tower_server.registry import LiveSession, Registry
+from tower_server.renewal import RenewalService
 from tower_server.settings import ServeSettings
 from tower_server.state import State, open_state
 from tower_server.stores import StoreUnavailable
@@ -115,6 +116,13 @@ class _Server:
             server_certificate=identity.certificate,
             on_joined=self._joined,
         )
+        self._renewal = RenewalService(
+            authority=authority,
+            store=store,
+            on_renewed=self._registry.renewed,
+            server_key=identity.key,
+            server_certificate=identity.certificate,
+        )
         self._parking = Parking(settings.resume_time.total_seconds())
         self._listener = TunnelListener(
             AssertionVerifier([authority.certificate], authority.zone),
@@ -140,7 +148,7 @@ class _Server:
         self._registry.when_cut(self._direct.end)
         application = web.Application()
         application.on_response_prepare.append(close_after_answer)
-        endpoints.add_routes(application, self._join)
+        endpoints.add_routes(application, self._join, self._renewal)
         self._web = web.AppRunner(
             application, access_log=None, shutdown_timeout=STOP_SECONDS
         )
@@ -286,10 +294,10 @@ class _Server:
 
     # Agents
 
-    def _joined(self, cluster: ClusterName, serial: int) -> None:
+    def _joined(self, cluster: ClusterName, key_pin: str) -> None:
         # From now on its name means something; its UID comes with its first tunnel.
         self._registry.know(cluster, None)
-        self._listener.end_replaced(cluster, serial)
+        self._listener.end_replaced(cluster, key_pin)
 
     def _open_control(self, session: LiveSession, stream: Stream) -> None:
         def secured(plain: ByteStream, connection: ssl.SSLObject) -> ControlEnd:
@@ -330,6 +338,7 @@ class _Server:
         self._own.context = self._outer_context()
         self._control_context = self._inner_context()
         self._join.renew(identity.key, identity.certificate)
+        self._renewal.renew_server(identity.key, identity.certificate)
         _log.info("renewed the server's certificate")
 
     def _outer_context(self) -> ssl.SSLContext:

@@ -11,6 +11,7 @@ import ssl
 from typing import Any
 
 from certs.contexts import INNER_PROTOCOL, peer_certificate
+from certs.keys import require_p256, spki_pin
 from certs.names import AgentRole, require_role
 from shared.errors import Code, StreamReset
 from shared.member.report import read_report
@@ -33,9 +34,12 @@ def identify_agent(connection: ssl.SSLObject, session: LiveSession, zone: str) -
     """
     certificate = peer_certificate(connection, protocol=INNER_PROTOCOL)
     require_role(certificate, AgentRole(zone=zone, cluster=session.cluster))
-    # An earlier certificate of this cluster, which a later join has ended, says nothing.
-    if certificate.serial_number != session.identity.serial:
-        raise ValueError("the certificate is another than that of the tunnel")
+    # An earlier key of this cluster, which a later join has ended, says nothing.
+    if (
+        spki_pin(require_p256(certificate.public_key()))
+        != session.identity.public_key_pin
+    ):
+        raise ValueError("the key is another than that of the tunnel")
 
 
 class ControlEnd:

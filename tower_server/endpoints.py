@@ -6,16 +6,19 @@ or one of ours, and a sentence fit for the agent's log.
     GET  /join/ca      the CA certificates (PEM); the agent compares them with its pin
     POST /join/nonce   {"nonce": TEXT}
     POST /join         a join request -> {"answer": JWS}
+    POST /renew        an agent's proof of its key -> {"answer": JWS} with a new certificate
     GET  /healthz      200 while the process serves
 """
 
 import json
 import math
+from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
 from tower_server.join import JoinService, SlowDown
 from tower_server.membership import JoinRefused, Refusal
+from tower_server.renewal import RenewalService
 from tower_server.stores import StoreUnavailable
 
 __all__ = ["MAX_BODY_BYTES", "add_routes", "error_response"]
@@ -51,18 +54,22 @@ def error_response(
     )
 
 
-def add_routes(app: web.Application, join: JoinService) -> None:
+def add_routes(
+    app: web.Application, join: JoinService, renewal: RenewalService
+) -> None:
     """Add the routes to the application of the server's own HTTPS."""
-    routes = _Endpoints(join)
+    routes = _Endpoints(join, renewal)
     app.router.add_get("/join/ca", routes.ca)
     app.router.add_post("/join/nonce", routes.nonce)
     app.router.add_post("/join", routes.join)
+    app.router.add_post("/renew", routes.renew)
     app.router.add_get("/healthz", routes.healthz)
 
 
 class _Endpoints:
-    def __init__(self, join: JoinService) -> None:
+    def __init__(self, join: JoinService, renewal: RenewalService) -> None:
         self._join = join
+        self._renewal = renewal
 
     async def ca(self, _request: web.Request) -> web.Response:
         return web.Response(
@@ -75,11 +82,21 @@ class _Endpoints:
         return web.json_response({"nonce": self._join.issue_nonce()}, headers=_NO_STORE)
 
     async def join(self, request: web.Request) -> web.Response:
+        return await self._answer(request, self._join.join)
+
+    async def renew(self, request: web.Request) -> web.Response:
+        return await self._answer(request, self._renewal.renew)
+
+    async def _answer(
+        self,
+        request: web.Request,
+        service: Callable[[object, str], Awaitable[str]],
+    ) -> web.Response:
         # The TCP peer, not X-Forwarded-For: anybody can write that. Behind a load balancer all
         # agents are one source then, which is why only wrong proofs count against it.
         source = request.remote or "unknown"
         try:
-            answer = await self._join.join(await _read_json(request), source)
+            answer = await service(await _read_json(request), source)
         except SlowDown as error:
             return error_response(
                 429, error.code, str(error), retry_after_seconds=error.wait_seconds
@@ -94,7 +111,7 @@ class _Endpoints:
                 503,
                 "store_unavailable",
                 f"The server cannot record the join at the moment ({error.public or 'its log says why'}): "
-                "try again later; the token was not used up.",
+                "try again later; nothing was used up.",
                 retry_after_seconds=STORE_RETRY_SECONDS,
             )
         return web.json_response({"answer": answer}, headers=_NO_STORE)

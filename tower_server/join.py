@@ -81,7 +81,7 @@ class JoinService:
         server_key: ec.EllipticCurvePrivateKey,
         server_certificate: x509.Certificate,
         nonce_key: bytes | None = None,
-        on_joined: Callable[[ClusterName, int], None] = lambda _cluster, _serial: None,
+        on_joined: Callable[[ClusterName, str], None] = lambda _cluster, _key_pin: None,
         now: Callable[[], datetime] = _utc_now,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -91,8 +91,8 @@ class JoinService:
             server_key, server_certificate: Sign the answers; the certificate has the server's role
                 and is signed by `authority`. May be replaced with `renew`.
             nonce_key: 32 secret bytes that replicas share; None makes some for this process.
-            on_joined: Told the cluster and its new certificate's serial after each recorded join;
-                sessions with an earlier serial have to end.
+            on_joined: Told the cluster and the pin of its agent's new key after each recorded join;
+                sessions with an earlier key have to end.
             now: The wall clock, for tokens and certificates.
             monotonic: Seconds, for the throttle.
         """
@@ -177,7 +177,7 @@ class JoinService:
             )
         )
         if chain == issued:  # else an earlier answer is repeated
-            self._on_joined(request.cluster, certificate.serial_number)
+            self._on_joined(request.cluster, key_pin)
         return self._sign(request, chain, now)
 
     def _refuse_guesser(self, source: str) -> None:

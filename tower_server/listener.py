@@ -37,7 +37,7 @@ from shared.version import VERSION
 from shared.wire.frames import MAX_MESSAGE_BYTES, GoAway, printable
 from shared.wire.hello import VERSIONS, Hello, subprotocol
 from tower_server.admission import Admission
-from tower_server.membership import agent_is_current
+from tower_server.membership import Refusal, agent_is_current
 from tower_server.parking import Parking
 from tower_server.registry import CONTROL_TARGET, LiveSession, Registry
 from tower_server.stores import Store, StoreUnavailable
@@ -180,18 +180,20 @@ class TunnelListener:
             for connection in [*self._live, *self._arriving]:
                 connection.abort(reason)
 
-    def end_replaced(self, cluster: ClusterName, serial: int) -> None:
-        """A cluster has joined (again): tunnels with an earlier certificate end (design 3)."""
-        reason = "this cluster has joined again with another certificate"
+    def end_replaced(self, cluster: ClusterName, key_pin: str) -> None:
+        """A cluster has joined (again): tunnels with an earlier key end (design 3)."""
+        reason = "this cluster has joined again with another key"
         callers = [
             *((connection, who) for connection, who in self._arriving.items()),
             *((connection, live.identity) for connection, live in self._live.items()),
         ]
         for connection, identity in callers:
-            if identity.cluster == cluster and identity.serial != serial:
+            if identity.cluster == cluster and identity.public_key_pin != key_pin:
                 connection.close(Code.REVOKED, reason)
         self._parking.end(
-            lambda live: live.cluster == cluster and live.identity.serial != serial,
+            lambda live: (
+                live.cluster == cluster and live.identity.public_key_pin != key_pin
+            ),
             Code.REVOKED,
             reason,
         )
@@ -283,17 +285,15 @@ class TunnelListener:
         if cluster is None:
             raise UpgradeRefused(
                 403,
-                "cluster_removed",
+                Refusal.CLUSTER_REMOVED,
                 f"Cluster {identity.cluster} is not known here (removed?): make a new token with "
                 f"`tower token create {identity.cluster}` and start the agent with it.",
             )
         self._registry.know(cluster.name, cluster.member_uid)
-        if not agent_is_current(
-            cluster, serial=identity.serial, key_pin=identity.public_key_pin
-        ):
+        if not agent_is_current(cluster, key_pin=identity.public_key_pin):
             raise UpgradeRefused(
                 403,
-                "certificate_replaced",
+                Refusal.CERTIFICATE_REPLACED,
                 f"Cluster {identity.cluster} has joined again since, and this agent's certificate "
                 "is no longer good: stop this agent, or join it with a new token.",
             )

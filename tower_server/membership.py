@@ -51,6 +51,9 @@ class Refusal(StrEnum):
     TOKEN_OTHER_CLUSTER = "token_other_cluster"
     NAME_TAKEN = "name_taken"  # another member has this name
     MEMBER_JOINED_ELSEWHERE = "member_joined_elsewhere"  # this member has another name
+    # Of a renewal, and of a tunnel: this agent is not welcome any more.
+    CLUSTER_REMOVED = "cluster_removed"
+    CERTIFICATE_REPLACED = "certificate_replaced"
     CONNECTED_OTHERWISE = "connected_otherwise"  # by an agent, not directly; or so
 
 
@@ -285,18 +288,13 @@ def wrong_token() -> JoinRefused:
     )
 
 
-def agent_is_current(
-    record: ClusterRecord | None, *, serial: int, key_pin: str
-) -> bool:
-    """Say whether an agent's certificate is the one that the cluster's latest join issued.
+def agent_is_current(record: ClusterRecord | None, *, key_pin: str) -> bool:
+    """Say whether an agent's key is the one that the cluster's latest join was for.
 
-    A re-join or the removal of the cluster ends every earlier certificate through this.
+    A re-join or the removal of the cluster ends every earlier key through this. It is the key that
+    counts: its certificate is renewed now and then, and several of them are good side by side.
     """
-    return (
-        record is not None
-        and record.agent_serial == serial
-        and record.agent_key_pin == key_pin
-    )
+    return record is not None and record.agent_key_pin == key_pin
 
 
 def _is_resend(token: TokenRecord, key_pin: str, now: datetime) -> bool:

@@ -24,12 +24,12 @@ _log = logging.getLogger(__name__)
 MAX_PARKED_PER_CLUSTER = MAX_SESSIONS_PER_CLUSTER
 
 
-# Cluster, serial of the agent's certificate, session id.
-_Key = tuple[str, int, str]
+# Cluster, pin of the agent's key, session id.
+_Key = tuple[str, str, str]
 
 
 def _key(session_id: str, identity: AgentIdentity) -> _Key:
-    return identity.cluster, identity.serial, session_id
+    return identity.cluster, identity.public_key_pin, session_id
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,11 @@ class LiveSession:
     def is_of(self, identity: AgentIdentity) -> bool:
         """Whether it belongs to the agent that has just proved this identity."""
         mine = self.identity
-        return (mine.cluster, mine.serial) == (identity.cluster, identity.serial)
+        # By its key: a certificate that was renewed meanwhile makes no other agent.
+        return (mine.cluster, mine.public_key_pin) == (
+            identity.cluster,
+            identity.public_key_pin,
+        )
 
     def is_of_place(self, other: "LiveSession") -> bool:
         """Whether another session is of the same agent in the same place."""
@@ -311,6 +315,25 @@ class Registry:
         if cluster is not None and session in cluster.sessions:
             cluster.reach_changed(was_reached, datetime.now(UTC))
             self.changed(session.cluster)
+
+    def renewed(self, identity: AgentIdentity) -> None:
+        """An agent has a new certificate for its key; its sessions are the same agent's."""
+        cluster = self._clusters.get(identity.cluster)
+        if cluster is None:
+            return
+        if cluster.last is not None and cluster.last.is_of(identity):
+            cluster.last.identity = identity
+        for session in cluster.sessions:
+            if session.is_of(identity):
+                session.identity = identity
+        self.changed(identity.cluster)
+
+    def certificate_ends_at(self, name: ClusterName) -> datetime | None:
+        """When the certificate ends that the cluster's newest agent has shown; None: it has not."""
+        cluster = self._clusters.get(name)
+        if cluster is None or cluster.last is None:
+            return None
+        return cluster.last.identity.not_after
 
     def left(self, session: LiveSession) -> None:
         """The session takes no new streams any more; it may still have some."""

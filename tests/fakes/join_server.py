@@ -17,6 +17,7 @@ from certs.keys import new_key, private_pem
 from certs.names import parse_cluster_name
 from tower_server.endpoints import add_routes
 from tower_server.join import JoinService
+from tower_server.renewal import RenewalService
 from tower_server.stores import Store, TokenRecord
 from tower_server.stores.memory import MemoryStore
 
@@ -89,6 +90,13 @@ async def join_server(
         server_certificate=certificate,
         now=clock,
     )
+    renewal = RenewalService(
+        authority=authority,
+        store=kept,
+        server_key=key,
+        server_certificate=certificate,
+        now=clock,
+    )
     server = JoinServer(authority, kept, service, 0)
 
     @web.middleware
@@ -101,7 +109,7 @@ async def join_server(
         return await handler(request)
 
     app = web.Application(middlewares=[intercepted])
-    add_routes(app, service)
+    add_routes(app, service, renewal)
     context = own_https(pem(certificate), private_pem(key))
     async with serve_https(app, context) as port:
         server.port = port

@@ -174,7 +174,7 @@ async def test_an_agent_that_another_has_replaced_ends_with_the_reason() -> None
         newer = await site.host.join()
         cluster = await site.host.store.get_cluster(newer.cluster)
         assert cluster is not None
-        site.host.listener.end_replaced(newer.cluster, cluster.agent_serial or 0)
+        site.host.listener.end_replaced(newer.cluster, cluster.agent_key_pin or "")
         with pytest.raises(LinkEnded, match="joined again"):
             async with asyncio.timeout(5):
                 await site.running

@@ -17,7 +17,7 @@ from certs.assertion import AgentIdentity
 from certs.authority import Authority
 from certs.chains import pem
 from certs.contexts import inner_client, inner_server
-from certs.keys import certificate_request, new_key, private_pem
+from certs.keys import certificate_request, new_key, private_pem, spki_pin
 from certs.names import ClusterName
 from shared.errors import Code
 from shared.member.report import MAX_TEXT_CHARS
@@ -33,11 +33,11 @@ from tower_server.registry import LiveSession, MemberReport
 ZONE = "clusters.tower.internal"
 
 
-def session(cluster: str = "alpha", serial: int = 1) -> LiveSession:
+def session(cluster: str = "alpha", key_pin: str = "") -> LiveSession:
     identity = AgentIdentity(
         cluster=ClusterName(cluster),
-        serial=serial,
-        public_key_pin="",
+        serial=1,
+        public_key_pin=key_pin,
         not_after=datetime.max.replace(tzinfo=UTC),
     )
     return LiveSession(
@@ -140,19 +140,27 @@ class Peers:
         issued = self.authority.issue_server(key.public_key(), ["x"], self.now)
         self.server = (pem(issued), private_pem(key), self.authority.pem)
 
-    def agent(self, cluster: str) -> tuple[int, tuple[bytes, bytes, bytes]]:
+    def agent(self, cluster: str) -> tuple[str, tuple[bytes, bytes, bytes]]:
         key = new_key()
         issued = self.authority.issue_agent(
             certificate_request(key), ClusterName(cluster), self.now
         )
-        return issued.serial_number, (pem(issued), private_pem(key), self.authority.pem)
+        return spki_pin(key.public_key()), (
+            pem(issued),
+            private_pem(key),
+            self.authority.pem,
+        )
 
-    def user(self) -> tuple[int, tuple[bytes, bytes, bytes]]:
+    def user(self) -> tuple[str, tuple[bytes, bytes, bytes]]:
         key = new_key()
         issued = self.authority.issue_user(
             key.public_key(), "u", ["g"], None, timedelta(hours=1), self.now
         )
-        return issued.serial_number, (pem(issued), private_pem(key), self.authority.pem)
+        return spki_pin(key.public_key()), (
+            pem(issued),
+            private_pem(key),
+            self.authority.pem,
+        )
 
     def met(self, client: tuple[bytes, bytes, bytes]) -> ssl.SSLObject:
         """The server's end after the handshake."""
@@ -175,29 +183,29 @@ def peers(tmp_path: Path) -> Peers:
 
 
 def test_the_agent_of_the_tunnel_is_believed(peers: Peers) -> None:
-    serial, identity = peers.agent("alpha")
-    identify_agent(peers.met(identity), session("alpha", serial), ZONE)
+    key_pin, identity = peers.agent("alpha")
+    identify_agent(peers.met(identity), session("alpha", key_pin), ZONE)
 
 
 def test_another_clusters_agent_is_not(peers: Peers) -> None:
-    serial, identity = peers.agent("beta")
+    key_pin, identity = peers.agent("beta")
     with pytest.raises(ValueError):
-        identify_agent(peers.met(identity), session("alpha", serial), ZONE)
+        identify_agent(peers.met(identity), session("alpha", key_pin), ZONE)
 
 
-def test_another_certificate_of_the_same_cluster_is_not(peers: Peers) -> None:
+def test_another_key_of_the_same_cluster_is_not(peers: Peers) -> None:
     _, identity = peers.agent("alpha")
     with pytest.raises(ValueError, match="another than that of the tunnel"):
-        identify_agent(peers.met(identity), session("alpha", 7), ZONE)
+        identify_agent(peers.met(identity), session("alpha", "sha256:00"), ZONE)
 
 
 def test_a_user_is_not(peers: Peers) -> None:
-    serial, identity = peers.user()
+    key_pin, identity = peers.user()
     with pytest.raises(ValueError):
-        identify_agent(peers.met(identity), session("alpha", serial), ZONE)
+        identify_agent(peers.met(identity), session("alpha", key_pin), ZONE)
 
 
 def test_another_zone_is_not(peers: Peers) -> None:
-    serial, identity = peers.agent("alpha")
+    key_pin, identity = peers.agent("alpha")
     with pytest.raises(ValueError):
-        identify_agent(peers.met(identity), session("alpha", serial), "other.zone")
+        identify_agent(peers.met(identity), session("alpha", key_pin), "other.zone")

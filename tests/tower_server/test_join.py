@@ -211,13 +211,13 @@ async def test_what_strangers_can_write_into_the_log_is_bounded(
 
 
 async def test_each_recorded_join_is_told_and_its_repetition_is_not(host: Host) -> None:
-    told: list[tuple[str, int]] = []
-    host.service._on_joined = lambda cluster, serial: told.append((cluster, serial))
+    told: list[tuple[str, str]] = []
+    host.service._on_joined = lambda cluster, key_pin: told.append((cluster, key_pin))
     request = host.request(*await host.invite())
     for _ in range(2):
         await host.service.join(request.to_dict(), SOURCE)
     (cluster,) = await host.store.list_clusters()
-    assert told == [("alpha", cluster.agent_serial)]
+    assert told == [("alpha", cluster.agent_key_pin)]
 
 
 async def test_right_proofs_are_never_slowed_down(host: Host) -> None:

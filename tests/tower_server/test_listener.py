@@ -20,7 +20,7 @@ import pytest
 from certs.assertion import make_assertion
 from certs.chains import parse_certificates
 from certs.contexts import unverified
-from certs.keys import parse_private_key
+from certs.keys import parse_private_key, spki_pin
 from shared.errors import Code
 from shared.tunnel.tasks import TaskSet
 from shared.version import VERSION
@@ -30,6 +30,11 @@ from tower_agent.credentials import Credentials
 from tower_agent.dialer import Dialer, DialFailed
 from tower_server import listener
 from tower_server.stores import StoreUnavailable
+
+
+def pin_of(credentials: Credentials) -> str:
+    return spki_pin(parse_private_key(credentials.key_pem).public_key())
+
 
 Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -357,8 +362,8 @@ async def test_a_later_join_ends_tunnels_that_are_up_and_those_under_way() -> No
         arriving = await call(host, upgrade_head(assertion(agent.credentials)))
         await until(lambda: host.listener._arriving)
         again = await host.join()
-        serial = parse_certificates(again.certificate_pem)[0].serial_number
-        host.listener.end_replaced(again.cluster, serial)
+        key_pin = pin_of(again)
+        host.listener.end_replaced(again.cluster, key_pin)
         await until(lambda: agent.owner.lost_reasons)
         assert agent.owner.notices[0].code == Code.REVOKED
         assert "joined again" in agent.owner.notices[0].reason
@@ -367,7 +372,7 @@ async def test_a_later_join_ends_tunnels_that_are_up_and_those_under_way() -> No
         # The new certificate's tunnels, and other clusters', stay.
         new = AgentSide(again)
         await host.dial(again, new.owner)
-        host.listener.end_replaced(again.cluster, serial)
+        host.listener.end_replaced(again.cluster, key_pin)
         await asyncio.sleep(0)
         assert not new.owner.notices and not beta.owner.notices
 

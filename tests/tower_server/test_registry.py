@@ -7,6 +7,7 @@ listens is told of each change.
 """
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import count
 from types import SimpleNamespace
@@ -94,12 +95,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[datetime]:
 
 
 def session(
-    name: str = "alpha", *targets: str, serial: int = 1, place: str = "", by: str = ""
+    name: str = "alpha",
+    *targets: str,
+    key: str = "sha256:00",
+    place: str = "",
+    by: str = "",
 ) -> LiveSession:
     identity = AgentIdentity(
         cluster=ClusterName(name),
-        serial=serial,
-        public_key_pin="sha256:00",
+        serial=1,
+        public_key_pin=key,
         not_after=datetime.max.replace(tzinfo=UTC),
     )
     return LiveSession(
@@ -206,7 +211,7 @@ def test_no_two_agents_are_taken_for_one() -> None:
         session(place="node", by="two"),
         session(place="another", by="one"),
         session("beta", place="node", by="one"),
-        session(place="node", by="one", serial=2),
+        session(place="node", by="one", key="sha256:01"),
     ):
         assert not one.is_sibling_of(other)
     assert not session().is_sibling_of(session()), "who says nothing is alone"
@@ -502,3 +507,16 @@ def test_who_listens_is_told_of_each_change_and_of_no_number() -> None:
     assert told == []
     registry.forget(ALPHA)
     assert was_told()
+
+
+def test_a_renewed_certificate_is_the_same_agent_s() -> None:
+    registry = known("alpha")
+    first, other = session(place="node"), session(key="sha256:01")
+    for each in (other, first):
+        registry.add(each)
+    soon = datetime(2026, 12, 24, tzinfo=UTC)
+    registry.renewed(replace(first.identity, serial=2, not_after=soon))
+    assert first.identity.serial == 2 and other.identity.serial == 1
+    assert registry.certificate_ends_at(ClusterName("alpha")) == soon
+    assert registry.certificate_ends_at(ClusterName("beta")) is None
+    registry.renewed(replace(first.identity, cluster=ClusterName("beta")))

@@ -21,4 +21,4 @@ def test_it_is_for_the_clusters_name_and_made_anew() -> None:
 def test_no_record_says_that_it_is_current() -> None:
     made = new_serving_certificate(the_zone().authority, ALPHA, NOW)
     record = ClusterRecord(name=ALPHA, member_uid="uid", joined_at=NOW)
-    assert not agent_is_current(record, serial=made.serial, key_pin=made.key_pin)
+    assert not agent_is_current(record, key_pin=made.key_pin)

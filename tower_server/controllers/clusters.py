@@ -13,7 +13,6 @@ from collections.abc import Callable
 from datetime import datetime
 
 from certs.authority import Authority
-from certs.chains import parse_certificate
 from certs.names import ClusterName, host_name
 from shared.errors import Code
 from shared.http.kubeconfig import BadKubeconfig
@@ -72,14 +71,14 @@ class ClusterController:
         connections: Connections,
         public_address: HostPort,
         identity: str,
-        on_replaced: Callable[[ClusterName, int], None],
+        on_replaced: Callable[[ClusterName, str], None],
         clock: Callable[[], datetime],
     ) -> None:
         """Build it.
 
         Args:
             identity: Of this server among those that share the lease; the same after a restart.
-            on_replaced: Told a cluster and the serial of the one certificate of it that is good.
+            on_replaced: Told a cluster and the pin of the one agent's key that is good.
             clock: The time, with a time zone.
         """
         self._client = client
@@ -122,12 +121,10 @@ class ClusterController:
         # Apart, because a server that drains still cuts off who is removed meanwhile.
         self._cuts = TaskSet("removals")
         self._is_closed = False
-        # Which certificate each cluster's agent had when we last looked.
-        self._serials: dict[ClusterName, int | None] = {}
+        # Which key each cluster's agent had when we last looked.
+        self._key_pins: dict[ClusterName, str | None] = {}
         # Since when a member's apiserver has not answered well.
         self._trouble_since: dict[ClusterName, datetime] = {}
-        # When the agent certificate of a cluster ends, by serial: parsed once.
-        self._ends: dict[ClusterName, tuple[int, datetime | None]] = {}
 
     async def run(self) -> None:
         """Watch and work until cancelled; then give the lease back."""
@@ -186,15 +183,15 @@ class ClusterController:
         ledger = self._store.ledger(name)
         record = ledger.record
         if record is None:
-            self._serials.pop(name, None)
+            self._key_pins.pop(name, None)
             if self._registry.knows(name):
                 self._cuts.start(self._cut(name), f"end of {name}")
             return
         self._registry.know(name, record.member_uid)
-        serial = record.agent_serial
-        if serial is not None and self._serials.get(name, serial) != serial:
-            self._on_replaced(name, serial)
-        self._serials[name] = serial
+        key_pin = record.agent_key_pin
+        if key_pin is not None and self._key_pins.get(name, key_pin) != key_pin:
+            self._on_replaced(name, key_pin)
+        self._key_pins[name] = key_pin
         if ledger.direct is not None:
             try:
                 self._connections.apply(ledger.direct)
@@ -266,7 +263,6 @@ class ClusterController:
 
     def _forget(self, name: ClusterName) -> None:
         self._trouble_since.pop(name, None)
-        self._ends.pop(name, None)
         self._actions.forget(name)
         self._queue.forget(name)
 
@@ -309,19 +305,8 @@ class ClusterController:
         return decided.look_again_at
 
     def _certificate_ends_at(self, ledger: Ledger) -> datetime | None:
-        """When the agent's certificate ends, which the token of its join has."""
+        """When the agent's certificate ends, as far as it has shown one since we started."""
         record = ledger.record
-        if record is None or record.agent_serial is None or record.token_id is None:
+        if record is None or record.is_direct:
             return None
-        serial, ends_at = self._ends.get(ledger.cluster, (None, None))
-        if serial != record.agent_serial:
-            token = ledger.token(record.token_id)
-            issued = token.issued_certificate if token is not None else None
-            try:
-                ends_at = (
-                    parse_certificate(issued).not_valid_after_utc if issued else None
-                )
-            except ValueError:
-                ends_at = None
-            self._ends[ledger.cluster] = (record.agent_serial, ends_at)
-        return ends_at
+        return self._registry.certificate_ends_at(ledger.cluster)
