@@ -52,7 +52,7 @@ class RawTargets:
 
 
 async def _connect(
-    stream: Stream, protocol: asyncio.Protocol, address: HostPort
+    stream: Stream, protocol: asyncio.BufferedProtocol, address: HostPort
 ) -> None:
     loop = asyncio.get_running_loop()
     try:

@@ -83,6 +83,8 @@ class Outbox:
         self._pong_due: int | None = None
         # ... but for PING 0, which asks for an ACK only: it must not hide one that is waited for.
         self._answer_due = False
+        # Whether round trips cost next to nothing, for windows; true until one was measured.
+        self.is_short_path = True
         # Streams whose WINDOW is due, oldest first; the values mean nothing.
         self._windows_due: OrderedDict[Stream, None] = OrderedDict()
         # Streams that may send, next one first. Ordered dicts, because a reset stream
@@ -273,7 +275,10 @@ class Outbox:
         while self._windows_due and room > 0:
             stream, _ = self._windows_due.popitem(last=False)
             window = stream.receive_window
-            before, limit = window.limit_offset, window.advance(now, round_trip_seconds)
+            before = window.limit_offset
+            limit = window.advance(
+                now, round_trip_seconds, is_short_path=self.is_short_path
+            )
             if limit > before:  # else SPEC 5.6 forbids it
                 frame = frames.encode_window(stream.id, window.received_offset, limit)
                 parts.append(frame)

@@ -33,7 +33,12 @@ from shared.mux.outbox import MESSAGE_BYTES, Outbox
 from shared.mux.replay import Replay
 from shared.mux.stream import RECEIVING_STATES, Input, Stream
 from shared.mux.table import MAX_STREAMS, StreamTable
-from shared.mux.windows import INITIAL_WINDOW_BYTES, ReceiveWindow, SendWindow
+from shared.mux.windows import (
+    INITIAL_WINDOW_BYTES,
+    SHORT_PATH_SECONDS,
+    ReceiveWindow,
+    SendWindow,
+)
 from shared.streams import wind_down
 from shared.wire import frames
 from shared.wire.frames import FrameType
@@ -466,6 +471,8 @@ class Session:
             sample = self.liveness.pong(number, self._now)
             if sample is not None:
                 self.in_flight.round_trip(sample, self._now)
+                shortest = self.liveness.min_round_trip_seconds or 0.0
+                self._outbox.is_short_path = shortest < SHORT_PATH_SECONDS
             if self._goodbye_number is not None and number >= self._goodbye_number:
                 self._goodbye_is_heard = True
         elif type_ == FrameType.ACK:

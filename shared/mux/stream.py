@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "QUEUE_HIGH_BYTES",
     "QUEUE_HIGH_PIECES",
+    "QUEUE_LEAST_BYTES",
     "QUEUE_LOW_BYTES",
     "RECEIVING_STATES",
     "SENDING_STATES",
@@ -42,6 +43,10 @@ QUEUE_HIGH_BYTES = 64 * 1024
 
 # ... and lets it go on below this, so that the next read comes in while the rest goes out.
 QUEUE_LOW_BYTES = 32 * 1024
+
+# A stream without credit pauses its writer at this: one that nobody reads holds so little, a
+# thousand of them 16 MiB; and when credit comes this goes out while the next read comes in.
+QUEUE_LEAST_BYTES = 16 * 1024
 
 # ... or than this many writes: a piece of one byte costs fifty in memory, so bytes alone
 # would not bound what a queue holds.
@@ -160,11 +165,26 @@ class Stream:
         if not self.ready:
             self.session.stream_ready(self)
         if not self.paused and (
-            self.queued_bytes > QUEUE_HIGH_BYTES or len(self.queue) > QUEUE_HIGH_PIECES
+            (self.queued_bytes >= QUEUE_LEAST_BYTES and self._queue_is_long())
+            or len(self.queue) > QUEUE_HIGH_PIECES
         ):
             self.paused = True
             if self.handler is not None:
                 self.handler.pause_writing()
+
+    @property
+    def room_bytes(self) -> int:
+        """How much is worth reading for it now; what is more would only wait."""
+        credit_bytes = self.send_window.credit_bytes
+        return max(credit_bytes - self.queued_bytes, QUEUE_LEAST_BYTES)
+
+    def _queue_is_long(self) -> bool:
+        """Whether there is more than should wait, if that is not little."""
+        queued_bytes = self.queued_bytes
+        return (
+            queued_bytes > QUEUE_HIGH_BYTES
+            or queued_bytes >= self.send_window.credit_bytes
+        )
 
     def write_eof(self) -> None:
         if self.state is State.CLOSED or self.eof_queued:
@@ -244,6 +264,7 @@ class Stream:
         if (
             self.paused
             and self.queued_bytes <= QUEUE_LOW_BYTES
+            and (self.queued_bytes < QUEUE_LEAST_BYTES or not self._queue_is_long())
             and len(self.queue) <= QUEUE_HIGH_PIECES // 2
         ):
             self.paused = False

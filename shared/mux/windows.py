@@ -11,6 +11,7 @@ from shared.mux.budget import WindowBudget
 __all__ = [
     "INITIAL_WINDOW_BYTES",
     "MAX_WINDOW_BYTES",
+    "SHORT_PATH_SECONDS",
     "ReceiveWindow",
     "SendWindow",
 ]
@@ -123,11 +124,21 @@ class ReceiveWindow:
             raise InvalidState(f"taken {self.taken_offset} of {self.received_offset}")
         return self.taken_offset >= self._due_offset
 
-    def advance(self, now: float, round_trip_seconds: float) -> int:
-        """Fit the size to what was measured, move the limit by what was taken, return it."""
+    def advance(
+        self, now: float, round_trip_seconds: float, *, is_short_path: bool = False
+    ) -> int:
+        """Fit the size to what was measured, move the limit by what was taken, return it.
+
+        Args:
+            round_trip_seconds: The last one, with what busy ends and queues add to it.
+            is_short_path: Whether the shortest one is below `SHORT_PATH_SECONDS`.
+        """
         if self._is_finished:  # since the WINDOW became due
             return self.limit_offset
-        size, floor = self._fitting_size(now, round_trip_seconds), self.floor_bytes
+        size, floor = (
+            self._fitting_size(now, round_trip_seconds, is_short_path),
+            self.floor_bytes,
+        )
         if size > floor:
             share = self._budget.share(self.booked_bytes)
             if size - floor > share:
@@ -138,7 +149,9 @@ class ReceiveWindow:
         self._plan()
         return self.limit_offset
 
-    def _fitting_size(self, now: float, round_trip_seconds: float) -> int:
+    def _fitting_size(
+        self, now: float, round_trip_seconds: float, is_short_path: bool
+    ) -> int:
         """How large the window should be by what the reader has taken lately."""
         size, elapsed = self.size_bytes, now - self._marked_at
         interval = max(round_trip_seconds, SHORT_PATH_SECONDS)
@@ -148,8 +161,7 @@ class ReceiveWindow:
             product = int(product * interval / elapsed)
         if GROW_BELOW * product >= size:
             # Held back by the window: how large it should be cannot be measured yet.
-            is_short = round_trip_seconds < SHORT_PATH_SECONDS
-            proof = PROOF_SHORT_PATH if is_short else PROOF_LONG_PATH
+            proof = PROOF_SHORT_PATH if is_short_path else PROOF_LONG_PATH
             most = min(4 * size, MAX_WINDOW_BYTES, int(proof * self.taken_offset))
             size = max(size, min(most, AIM_AT * product) if is_whole else most)
         elif not is_whole:

@@ -5,7 +5,7 @@ agent for raw targets. Backpressure is end to end: a stream that has too much qu
 stops the socket's reading; a socket that does not drain takes no credit, so the far
 writer stalls. Half-close passes in both directions.
 
-    socket ──data_received──▶ SocketEnd ──write──▶ stream
+    socket ──buffer_updated─▶ SocketEnd ──write──▶ stream
     socket ◀────write──────── StreamEnd ◀──data_received── stream
 
 Two small objects, because both borders speak the same method names.
@@ -16,17 +16,27 @@ import contextlib
 import socket
 import struct
 from collections.abc import Callable
-from typing import cast
+from typing import Protocol, cast
 
 from shared.errors import Code, StreamReset
 from shared.streams import ByteStream
 from shared.tunnel.sockets import limit_unsent_bytes, set_no_delay
 
-__all__ = ["SocketEnd", "StreamEnd", "relay_pair"]
+__all__ = ["RelayedStream", "SocketEnd", "StreamEnd", "relay_pair"]
 
-# What may wait in the local socket's transport before the peer gets no more credit:
-# one large read of the far end.
+# What may wait in the local socket's transport before the peer gets no more credit. One that is
+# stuck from the beginning holds so much beside its window ...
+WRITE_FIRST_BYTES = 16 * 1024
+# ... and one that has been full and drained again, of so many bytes in all, is worth more: then
+# several messages leave by one system call. (The kernel's buffers alone swallow less.)
+DRAINED_BYTES = 512 * 1024
 WRITE_HIGH_BYTES = 256 * 1024
+
+# The most that is read at once; a stream takes so much without a pause.
+READ_BYTES = 250 * 1024
+
+# Where local sockets are read into, one at a time; what was read is copied out at once.
+_READ_BUFFER = memoryview(bytearray(READ_BYTES))
 
 # What may lie in the kernel and not be sent yet, for a reader that does not read: a thousand of
 # them would cost gigabytes at the kernel's own choice.
@@ -34,6 +44,14 @@ UNSENT_BYTES = 64 * 1024
 
 # l_onoff=1, l_linger=0: close() sends RST and throws away what is unsent.
 _LINGER_RESET = struct.pack("ii", 1, 0)
+
+
+class RelayedStream(ByteStream, Protocol):
+    """A stream that says how much should be read for it."""
+
+    @property
+    def room_bytes(self) -> int:
+        """How much may be written now without waiting for long; more than 0."""
 
 
 class StreamEnd:
@@ -46,6 +64,7 @@ class StreamEnd:
     __slots__ = (
         "_early",
         "_early_eof",
+        "_drained_bytes",
         "_early_end",
         "_on_close",
         "_untaken_bytes",
@@ -54,7 +73,9 @@ class StreamEnd:
         "transport",
     )
 
-    def __init__(self, stream: ByteStream, on_close: Callable[[], None] | None) -> None:
+    def __init__(
+        self, stream: RelayedStream, on_close: Callable[[], None] | None
+    ) -> None:
         self.stream = stream
         # Set when the socket is connected; None again when it is gone.
         self.transport: asyncio.Transport | None = None
@@ -62,6 +83,8 @@ class StreamEnd:
         self.socket_is_full = False
         # Given to the full transport; credited when it drains.
         self._untaken_bytes = 0
+        # Credited so, in all; None once that was enough to trust the reader.
+        self._drained_bytes: int | None = 0
         # What came before the socket was there, in order; then its EOF, then its end.
         self._early: list[bytes | memoryview] | None = []
         self._early_eof = False
@@ -84,6 +107,11 @@ class StreamEnd:
         count, self._untaken_bytes = self._untaken_bytes, 0
         if count:
             self.stream.taken(count)
+        if self._drained_bytes is not None and self.transport is not None:
+            self._drained_bytes += count
+            if self._drained_bytes >= DRAINED_BYTES:
+                self._drained_bytes = None
+                self.transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
 
     def closed(self) -> None:
         """Say once that this relay is over."""
@@ -134,8 +162,12 @@ class StreamEnd:
             self.transport.resume_reading()
 
 
-class SocketEnd(asyncio.Protocol):
-    """The socket's protocol: passes what it reads to the stream."""
+class SocketEnd(asyncio.BufferedProtocol):
+    """The socket's protocol: passes what it reads to the stream.
+
+    It reads no more than the stream has room for: a thousand downloads that nobody takes would
+    else hold a large read each.
+    """
 
     __slots__ = ("_end",)
 
@@ -145,13 +177,19 @@ class SocketEnd(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are no subclass, only the same.
         transport = cast(asyncio.Transport, transport)
-        transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+        transport.set_write_buffer_limits(high=WRITE_FIRST_BYTES)
         set_no_delay(transport)
         limit_unsent_bytes(transport, UNSENT_BYTES)
         self._end.connected(transport)
 
-    def data_received(self, data: bytes) -> None:
-        self._end.stream.write(data)
+    def get_buffer(self, sizehint: int) -> memoryview:
+        room_bytes = self._end.stream.room_bytes
+        if room_bytes >= READ_BYTES:
+            return _READ_BUFFER
+        return _READ_BUFFER[:room_bytes]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._end.stream.write(bytes(_READ_BUFFER[:nbytes]))
 
     def eof_received(self) -> bool:
         self._end.stream.write_eof()
@@ -187,7 +225,7 @@ def _send_reset(transport: asyncio.Transport) -> None:
 
 
 def relay_pair(
-    stream: ByteStream, on_close: Callable[[], None] | None = None
+    stream: RelayedStream, on_close: Callable[[], None] | None = None
 ) -> tuple[SocketEnd, StreamEnd]:
     """The two ends of a relay: make the second the stream's handler, the first the
     socket's protocol. `on_close` is called once, when either side is over."""

@@ -581,3 +581,23 @@ def test_the_role_alone_tells_the_two_ends_apart() -> None:
     end = End()
     end.session = Session(Role.AGENT, hello(), end, 0.0)
     assert types(end.session.data_to_send(0.0)) == [FrameType.HELLO]
+
+
+@pytest.mark.parametrize(("seconds", "size"), [(0.0005, 1), (0.1, 3)])
+def test_windows_grow_quickly_only_where_round_trips_cost_time(
+    seconds: float, size: float
+) -> None:
+    """What a reader takes first proves more where the proof was dear."""
+    pair = SessionPair()
+    for end in (pair.agent, pair.server):
+        assert end.session.handle_timer(pair.now)
+        pair.pull(end)
+    pair.sleep(seconds)
+    pair.settle()
+    near, far = opened(pair)
+    for _ in range(2):
+        near.stream.write(bytes(INITIAL_WINDOW_BYTES))
+        pair.settle()
+    assert far.stream.receive_window.size_bytes >= size * INITIAL_WINDOW_BYTES
+    if size == 1:
+        assert far.stream.receive_window.size_bytes == INITIAL_WINDOW_BYTES

@@ -82,15 +82,15 @@ def keeps_too_little(original: Any, replay: Replay, count: int) -> None:
 
 
 def permits_too_much(
-    original: Any, window: ReceiveWindow, now: float, round_trip: float
+    original: Any, window: ReceiveWindow, *when: float, **path: bool
 ) -> int:
-    return original(window, now, round_trip) + 1  # type: ignore[no-any-return]
+    return original(window, *when, **path) + 1  # type: ignore[no-any-return]
 
 
 def takes_a_limit_back(
-    original: Any, window: ReceiveWindow, now: float, round_trip: float
+    original: Any, window: ReceiveWindow, *when: float, **path: bool
 ) -> int:
-    original(window, now, round_trip)
+    original(window, *when, **path)
     window.limit_offset = min(
         window.limit_offset, window.taken_offset + window.size_bytes // 2
     )
@@ -98,9 +98,9 @@ def takes_a_limit_back(
 
 
 def waits_too_long(
-    original: Any, window: ReceiveWindow, now: float, round_trip: float
+    original: Any, window: ReceiveWindow, *when: float, **path: bool
 ) -> int:
-    limit: int = original(window, now, round_trip)
+    limit: int = original(window, *when, **path)
     window._due_offset = limit + 1
     return limit
 

@@ -12,6 +12,7 @@ from shared.mux.counters import Counters
 from shared.mux.stream import (
     QUEUE_HIGH_BYTES,
     QUEUE_HIGH_PIECES,
+    QUEUE_LEAST_BYTES,
     QUEUE_LOW_BYTES,
     Input,
     State,
@@ -99,6 +100,7 @@ def test_the_queue_gives_back_what_was_written_in_any_portions(
 
 def test_a_writer_is_paused_above_the_mark_and_goes_on_below_the_other() -> None:
     stream, recorder, _ = make()
+    stream.send_window.limit_offset = 2**20
     stream.write(bytes(QUEUE_HIGH_BYTES))
     assert not recorder.paused
     stream.write(b"x")
@@ -109,6 +111,39 @@ def test_a_writer_is_paused_above_the_mark_and_goes_on_below_the_other() -> None
     stream.take_queued(1, [])
     stream.drained()
     assert not recorder.paused and recorder.pauses == 1
+
+
+def test_without_credit_a_writer_is_paused_early_and_little_is_asked_for() -> None:
+    stream, recorder, _ = make()
+    window = stream.send_window
+    window.sent_offset = window.limit_offset
+    stream.write(bytes(QUEUE_LEAST_BYTES - 1))
+    assert not recorder.paused
+    stream.write(b"x")
+    assert recorder.paused
+    assert stream.room_bytes == QUEUE_LEAST_BYTES
+    window.limit_offset += 1
+    window.sent_offset += stream.take_queued(1, [])
+    stream.drained()
+    assert not recorder.paused
+
+
+@pytest.mark.parametrize(
+    ("credit", "queued", "room"),
+    [
+        (2**30, 0, 2**30),
+        (2**30, 1000, 2**30 - 1000),
+        (100_000, 30_000, 70_000),
+        (100_000, 99_000, QUEUE_LEAST_BYTES),
+        (0, 0, QUEUE_LEAST_BYTES),
+    ],
+)
+def test_room_is_what_credit_will_let_go(credit: int, queued: int, room: int) -> None:
+    stream, _, _ = make()
+    stream.send_window.limit_offset = stream.send_window.sent_offset + credit
+    if queued:
+        stream.write(bytes(queued))
+    assert stream.room_bytes == room
 
 
 def test_many_tiny_writes_pause_too_because_each_costs_memory() -> None:

@@ -14,6 +14,7 @@ from shared.mux.budget import WindowBudget
 from shared.mux.windows import (
     INITIAL_WINDOW_BYTES,
     MAX_WINDOW_BYTES,
+    SHORT_PATH_SECONDS,
     ReceiveWindow,
     SendWindow,
 )
@@ -75,7 +76,11 @@ class Reader:
         for piece in range(pieces):
             self.now += within / pieces
             if window.taken(count // pieces + (count % pieces if not piece else 0)):
-                window.advance(self.now, self.round_trip)
+                window.advance(
+                    self.now,
+                    self.round_trip,
+                    is_short_path=self.round_trip < SHORT_PATH_SECONDS,
+                )
 
 
 @pytest.mark.parametrize("round_trip", [0.05, 0.2])

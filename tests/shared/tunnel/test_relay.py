@@ -16,7 +16,13 @@ from contextlib import asynccontextmanager
 import pytest
 
 from shared.errors import Code, StreamReset
-from shared.tunnel.relay import relay_pair
+from shared.tunnel.relay import (
+    DRAINED_BYTES,
+    READ_BYTES,
+    WRITE_FIRST_BYTES,
+    WRITE_HIGH_BYTES,
+    relay_pair,
+)
 from tests.fakes.tunnel_pair import LOOPBACK, TunnelPair, both_loops
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -246,6 +252,7 @@ class FakeStream:
         self.taken_bytes = 0
         self.eofs = 0
         self.resets: list[tuple[Code, str]] = []
+        self.room_bytes = 64 * 1024
 
     def write(self, data: bytes | memoryview) -> None:
         self.written += data
@@ -271,7 +278,8 @@ class FakeTransport(asyncio.Transport):
         # What write_eof raises, as when the peer reset a moment ago.
         self.eof_error: OSError | None = None
 
-    def set_write_buffer_limits(self, high=None, low=None) -> None: ...
+    def set_write_buffer_limits(self, high=None, low=None) -> None:
+        self.high_bytes = high
 
     def is_closing(self) -> bool:
         return self.closing
@@ -334,6 +342,34 @@ def test_what_a_full_socket_holds_is_credited_when_it_drains() -> None:
     assert stream.taken_bytes == 3
     socket_end.resume_writing()
     assert stream.taken_bytes == 7
+
+
+def test_a_socket_that_drains_again_and_again_may_hold_more() -> None:
+    stream, transport = FakeStream(), FakeTransport()
+    socket_end, stream_end = relay_pair(stream)
+    socket_end.connection_made(transport)
+    piece = bytes(32 * 1024)
+    for _ in range(DRAINED_BYTES // len(piece)):
+        assert transport.high_bytes == WRITE_FIRST_BYTES
+        socket_end.pause_writing()
+        stream_end.data_received(piece)
+        socket_end.resume_writing()
+    assert transport.high_bytes == WRITE_HIGH_BYTES
+
+
+def test_no_more_is_read_than_the_stream_has_room_for() -> None:
+    stream = FakeStream()
+    socket_end, _ = relay_pair(stream)
+    stream.room_bytes = 10
+    buffer = socket_end.get_buffer(-1)
+    assert len(buffer) == 10
+    buffer[:3] = b"abc"
+    socket_end.buffer_updated(3)
+    other, _ = relay_pair(FakeStream())
+    other.get_buffer(-1)[:3] = b"xyz"
+    assert stream.written == b"abc", "what was read is the stream's own"
+    stream.room_bytes = 2**30
+    assert len(socket_end.get_buffer(-1)) == READ_BYTES
 
 
 def test_a_socket_that_is_reset_while_we_end_it_is_no_bug() -> None:
