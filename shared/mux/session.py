@@ -521,7 +521,8 @@ class Session:
             update = stream.send_window.update
             if update(window.received_offset, window.limit_offset) and stream.queue:
                 self.counters.window_stalls += 1
-            self._idle_credit.watch(stream, self._now)
+            if self.peer is not None and self.peer.takes_returns:
+                self._idle_credit.watch(stream, self._now)
             self._outbox.stream_ready(stream)
         elif type_ == FrameType.RETURN:
             returned = frames.parse_return(payload)

@@ -60,6 +60,8 @@ class Hello:
     place: str = ""
     # Agent: which process it is; random. Sessions of one process share new streams.
     instance: str = ""
+    # Whether RETURN may be sent to us (SPEC 5.11); 0.1.0 does not know it.
+    takes_returns: bool = True
 
     def encode(self) -> bytes:
         return json.dumps(asdict(self), separators=(",", ":")).encode()
@@ -93,6 +95,9 @@ def parse_hello(payload: bytes) -> Hello:
         raise PeerProtocolError("HELLO: received must be a 64 bit integer")
     if not isinstance(place, str) or not isinstance(instance, str):
         raise PeerProtocolError("HELLO: place and instance must be text")
+    takes_returns = fields.get("takes_returns", False)
+    if not isinstance(takes_returns, bool):
+        raise PeerProtocolError("HELLO: takes_returns must be a boolean")
     resume_seconds = fields.get("resume_seconds", 0)
     if type(resume_seconds) is not int or not 0 <= resume_seconds < 2**32:
         raise PeerProtocolError("HELLO: resume_seconds must be a 32 bit integer")
@@ -105,6 +110,7 @@ def parse_hello(payload: bytes) -> Hello:
         resume_seconds=resume_seconds,
         place=printable(place[:MAX_PLACE_LETTERS]),
         instance=printable(instance[:MAX_INSTANCE_LETTERS]),
+        takes_returns=takes_returns,
     )
 
 

@@ -5,6 +5,8 @@ it back once; little credit, streams that are over and half-closed ones are left
 sessions agree on the limit also when a WINDOW and a RETURN cross.
 """
 
+from dataclasses import replace
+
 from shared.mux.idle import IDLE_SECONDS, IdleCredit
 from shared.mux.stream import Stream
 from shared.mux.windows import INITIAL_WINDOW_BYTES
@@ -58,8 +60,10 @@ def test_little_credit_and_streams_that_end_are_left_alone() -> None:
 # Two sessions
 
 
-def after_a_burst() -> tuple[SessionPair, Recorder, Recorder]:
-    pair = SessionPair()
+def after_a_burst(
+    pair: SessionPair | None = None,
+) -> tuple[SessionPair, Recorder, Recorder]:
+    pair = pair or SessionPair()
     near = pair.server.open()
     for _ in range(10):
         near.stream.write(bytes(100_000))
@@ -91,6 +95,17 @@ def test_memory_that_a_burst_left_booked_is_free_after_a_rest() -> None:
         near.stream.write(bytes(100_000))
         pair.settle()
     assert len(far.received) == before + 2_000_000
+
+
+def test_a_peer_that_does_not_know_returns_is_sent_none() -> None:
+    """0.1.0 would take it for a broken protocol."""
+    pair = SessionPair()
+    assert pair.server.session.peer is not None
+    pair.server.session.peer = replace(pair.server.session.peer, takes_returns=False)
+    pair, near, _ = after_a_burst(pair)
+    limit = near.stream.send_window.limit_offset
+    rest(pair)
+    assert near.stream.send_window.limit_offset == limit
 
 
 def test_a_window_and_a_return_that_cross_leave_the_same_limit_at_both_ends() -> None:

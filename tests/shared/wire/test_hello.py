@@ -55,7 +55,13 @@ def test_hello_comes_back_as_it_was(
 
 def test_missing_optional_fields_have_defaults_and_unknown_ones_are_skipped() -> None:
     hello = parse_hello(encoded(streams=12, later={"a": [1]}))
-    assert hello == Hello(session_id=ID, window_bytes=262144, software="", resume=False)
+    assert hello == Hello(
+        session_id=ID,
+        window_bytes=262144,
+        software="",
+        resume=False,
+        takes_returns=False,
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,6 +101,7 @@ def test_missing_optional_fields_have_defaults_and_unknown_ones_are_skipped() ->
         encoded(place=7),
         encoded(place=None),
         encoded(instance=7),
+        encoded(takes_returns=1),
     ],
 )
 def test_a_hello_of_the_wrong_shape_is_the_peers_fault(payload: bytes) -> None:
@@ -155,3 +162,8 @@ def test_parsing_anything_raises_nothing_undeclared(payload: bytes) -> None:
 
 def test_the_subprotocol_names_the_newest_version() -> None:
     assert SUBPROTOCOL == subprotocol(max(VERSIONS)) == "tower.v1"
+
+
+def test_a_peer_that_says_nothing_of_returns_takes_none() -> None:
+    assert not parse_hello(encoded()).takes_returns
+    assert parse_hello(encoded(takes_returns=True)).takes_returns
