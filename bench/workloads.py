@@ -120,6 +120,7 @@ _D, _C, _S = Kind.DOWNLOAD, Kind.CONNECT, Face.SEALED
 WORKLOADS: Sequence[Workload] = (
     Workload(name="idle-memory", kind=Kind.MEMORY, once=True),
     Workload(name="raw-idle-1000", kind=Kind.HOLD, workers=1000, once=True),
+    Workload(name="sealed-idle-1000", face=_S, kind=Kind.HOLD, workers=1000, once=True),
     Workload(name="raw-request-1"),
     Workload(name="raw-request-16", workers=16),
     Workload(name="raw-request-128", workers=128),

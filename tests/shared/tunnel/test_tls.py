@@ -7,14 +7,23 @@ its order, truncation, failures and refusals of the handshake, its deadline and 
 import random
 import ssl
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from certs.contexts import sealed_client, sealed_server
+from certs.names import host_name
 from shared.errors import Code, InvalidState, StreamReset
 from shared.streams import ByteStream, StreamHandler
-from shared.tunnel.tls import MAX_UNTAKEN_BYTES, HandshakeGate, TlsEnd
+from shared.tunnel.tls import (
+    MAX_UNTAKEN_BYTES,
+    SLICE_BYTES,
+    HandshakeGate,
+    TlsEnd,
+)
+from tests.certs.zone import ALPHA, ZONE, Zone
 from tests.fakes.streams import LinkedStream, linked_pair
 from tests.fakes.upstream import HOST_NAME, loopback_tls
 
@@ -90,7 +99,9 @@ class Ends:
         self,
         *,
         window: int = 256 * 1024,
+        server_context: ssl.SSLContext = SERVER,
         client_context: ssl.SSLContext = CLIENT,
+        host_name: str = HOST_NAME,
         on_handshake: Callable[[ByteStream, ssl.SSLObject], StreamHandler]
         | None = None,
         gate: HandshakeGate | None = None,
@@ -100,7 +111,7 @@ class Ends:
         self.client, self.server = Recorder(), Recorder()
         self.far, self.near = linked_pair(window)
         self.server_end = TlsEnd(
-            SERVER,
+            server_context,
             server_side=True,
             on_handshake=on_handshake or self._accept(self.server),
             call_later=self.timers,
@@ -110,7 +121,7 @@ class Ends:
         self.client_end = TlsEnd(
             client_context,
             server_side=False,
-            server_hostname=HOST_NAME,
+            server_hostname=host_name,
             on_handshake=self._accept(self.client),
             call_later=self.timers,
         )
@@ -147,8 +158,8 @@ def test_bytes_pass_both_ways_after_the_handshake() -> None:
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
-    sizes=st.lists(st.integers(1, 40_000), max_size=8),
-    top=st.sampled_from([1, 7, 1000, 70_000]),
+    sizes=st.lists(st.integers(1, 40_000) | st.integers(1, 300_000), max_size=8),
+    top=st.sampled_from([1, 7, 1000, 70_000, 500_000]),
 )
 def test_no_byte_is_lost_however_the_ciphertext_is_cut(
     seed: int, sizes: list[int], top: int
@@ -189,6 +200,92 @@ def test_a_handler_that_takes_nothing_stalls_the_far_writer_and_loses_nothing() 
         ends.server.take()
         ends.run()
     assert ends.server.received == data
+
+
+@pytest.mark.parametrize("record", [1000, 8 * 1024 - 22, 16 * 1024 - 22, 16 * 1024])
+def test_an_end_that_came_while_nothing_was_taken_comes_after_the_data(
+    record: int,
+) -> None:
+    """Some records fill slices to the byte: then OpenSSL holds nothing, and much waits."""
+    ends = Ends(window=4 * MAX_UNTAKEN_BYTES).run()
+    ends.server.takes = False
+    data = random.Random(4).randbytes(3 * MAX_UNTAKEN_BYTES // record * record)
+    flight = bytearray()
+    ends.far.write = flight.extend  # type: ignore[method-assign]
+    for start in range(0, len(data), record):
+        ends.client_end.write(data[start : start + record])
+    del ends.far.write  # type: ignore[method-assign]
+    ends.far.write(flight)
+    ends.client_end.write_eof()
+    ends.run()
+    assert len(ends.server.received) < len(data) and not ends.server.events
+    while ends.server.untaken:
+        ends.server.take()
+        ends.run()
+    assert ends.server.received == data and ends.server.events == ["eof"]
+
+
+def test_openssls_buffers_hold_a_slice_at_most_however_much_comes_at_once() -> None:
+    """They never shrink again, so an idle connection would keep its largest write."""
+    ends = Ends(window=4 * MAX_UNTAKEN_BYTES).run()
+    data = random.Random(2).randbytes(2 * MAX_UNTAKEN_BYTES)
+    written: list[int] = []
+    write, receive = ends.far.write, ends.server.data_received
+
+    def watched_write(piece: bytes | memoryview) -> None:
+        written.append(len(piece))
+        write(piece)
+
+    def watched_receive(piece: bytes | memoryview) -> None:
+        assert ends.server_end._incoming.pending <= SLICE_BYTES
+        receive(piece)
+
+    ends.far.write = watched_write  # type: ignore[method-assign]
+    ends.server.data_received = watched_receive  # type: ignore[method-assign]
+    ends.client_end.write(data)
+    ends.run()
+    assert ends.server.received == data
+    assert max(written) < SLICE_BYTES + 200 and len(written) == len(data) // SLICE_BYTES
+    # What comes while nothing is taken waits outside, too.
+    ends.server.takes = False
+    for start in range(0, len(data), 1000):
+        ends.client_end.write(data[start : start + 1000])
+        ends.run()
+        assert ends.server_end._incoming.pending <= SLICE_BYTES
+    while ends.server.untaken:
+        ends.server.take()
+        ends.run()
+    assert ends.server.received == data + data
+
+
+def test_data_may_come_in_one_piece_with_the_end_of_the_handshake() -> None:
+    ends = Ends()
+    data = random.Random(3).randbytes(200_000)
+    ends.far.deliver()
+    ends.near.deliver()
+    ends.client_end.write(data)
+    ends.far.deliver()
+    ends.run()
+    assert ends.server.received == data
+
+
+def test_a_handshake_may_be_larger_than_a_slice(tmp_path: Path) -> None:
+    """Chains with everything that somebody ever collected do exist."""
+    zone = Zone(tmp_path / "ca")
+    agent, user = zone.agent(), zone.user()
+    chain = user.chain_pem + b"".join(zone.user().chain_pem for _ in range(80))
+    ends = Ends(
+        server_context=sealed_server(agent.chain_pem, agent.key_pem, zone.ca_pem),
+        client_context=sealed_client(chain, user.key_pem, zone.ca_pem),
+        host_name=host_name(ALPHA, ZONE),
+    )
+    ends.far.deliver()
+    ends.near.deliver()
+    assert len(ends.far.outgoing) > SLICE_BYTES
+    ends.run()
+    ends.client_end.write(b"hello")
+    ends.run()
+    assert ends.server.received == b"hello"
 
 
 def test_all_of_the_window_is_credited_when_all_is_taken() -> None:
