@@ -2,6 +2,7 @@
 
     connection  one WebSocket connection that carries a session
     local       a tunnel within this process, without a connection
+    messages    WebSocket frames of messages, read and written without copies
     owner       a tunnel as others see it; what a connection tells whoever uses its session
     drain       the friendly end of tunnels: GOAWAY, time, RESET
     sockets     what we ask of the socket below

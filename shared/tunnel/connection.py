@@ -18,12 +18,13 @@ import time
 from collections.abc import Callable
 
 from websockets.frames import CloseCode, Frame, Opcode
-from websockets.protocol import Protocol, State
+from websockets.protocol import State
 
 from shared.errors import Code, PeerProtocolError
 from shared.mux.budget import WindowBudget
 from shared.mux.session import Role, Session
 from shared.mux.stream import Stream
+from shared.tunnel.messages import MessageReader, MessageWriter, WebSocket
 from shared.tunnel.owner import TunnelOwner
 from shared.tunnel.progress import (
     PROGRESS_EVERY_SECONDS,
@@ -62,9 +63,6 @@ _clock = time.monotonic
 
 # Timers are checked no more often than this, so that a due time in the past cannot spin.
 _MIN_TIMER_SECONDS = 0.02
-
-# Of either side; its handshake is over.
-WebSocket = Protocol
 
 # The detached session that a HELLO asks to go on with; None if there is none.
 FindSession = Callable[[Hello], Session | None]
@@ -107,6 +105,11 @@ class TunnelConnection(asyncio.Protocol):
         self._progress = WriteProgress()
         # A flush is already due in this turn of the loop.
         self._flush_due = False
+        # Between the transport and the session, once the handshake is done.
+        self._reader = MessageReader(websocket)
+        self._writer = MessageWriter(websocket)
+        # When the bytes arrived that are being dealt with.
+        self._received_at = 0.0
         # The beginning of a message that a proxy on the way has fragmented.
         self._fragments = bytearray()
         # Looks after the session until the end begins, then enforces the end. Set by
@@ -153,7 +156,8 @@ class TunnelConnection(asyncio.Protocol):
         else:
             self._flush()
         # Frames that came in the same segment as the end of the handshake.
-        self._receive_events(_clock())
+        self._received_at = _clock()
+        self._receive_events()
 
     @property
     def closed(self) -> bool:
@@ -195,8 +199,11 @@ class TunnelConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         now = _clock()
         self.session.liveness.received(now)
-        self._websocket.receive_data(data)
-        self._receive_events(now)
+        self._received_at = now
+        try:
+            self._reader.receive(data, self._receive_message, self._receive_events)
+        except PeerProtocolError as error:
+            self._fail(str(error))
         # An answered PING makes the next one due before we would have given up on this one.
         due = max(self.session.next_timer(), now + _MIN_TIMER_SECONDS)
         if self._timer is not None and due < self._timer_due:
@@ -358,8 +365,14 @@ class TunnelConnection(asyncio.Protocol):
         now = _clock()
         message = self.session.data_to_send(now)
         if message and self._websocket.state is State.OPEN:
-            self._websocket.send_binary(message)
-            self._write_websocket()
+            assert self._transport is not None  # nobody takes messages without one
+            if self._websocket.writes:
+                self._write_websocket()
+            pieces = self._writer.frame(message)
+            if len(pieces) == 1:
+                self._transport.write(pieces[0])
+            else:
+                self._transport.writelines(pieces)
             if self.session.awaits_ack and not self._progress.is_watching:
                 self._watch_progress(now)
 
@@ -369,12 +382,13 @@ class TunnelConnection(asyncio.Protocol):
                 if data:
                     self._transport.write(data)
 
-    def _receive_events(self, now: float) -> None:
+    def _receive_events(self) -> None:
+        """Deal with what the library has read."""
         websocket = self._websocket
         try:
             for event in websocket.events_received():
                 if isinstance(event, Frame):
-                    self._receive_frame(event, now)
+                    self._receive_frame(event)
         except PeerProtocolError as error:
             self._fail(str(error))
             return
@@ -383,9 +397,9 @@ class TunnelConnection(asyncio.Protocol):
         elif websocket.writes:
             self._write_websocket()
 
-    def _receive_frame(self, frame: Frame, now: float) -> None:
+    def _receive_frame(self, frame: Frame) -> None:
         if frame.opcode is Opcode.BINARY and frame.fin:
-            self._receive_message(bytes(frame.data), now)
+            self._receive_message(bytes(frame.data))
         elif frame.opcode in (Opcode.BINARY, Opcode.CONT):
             # RFC 6455, 5.4: an intermediary may change the fragmentation of a message.
             if len(self._fragments) + len(frame.data) > MAX_MESSAGE_BYTES:
@@ -393,15 +407,15 @@ class TunnelConnection(asyncio.Protocol):
             self._fragments += frame.data
             if frame.fin:
                 message, self._fragments = bytes(self._fragments), bytearray()
-                self._receive_message(message, now)
+                self._receive_message(message)
         elif frame.opcode is Opcode.TEXT:
             raise PeerProtocolError("text message; SPEC 4 knows binary ones only")
 
-    def _receive_message(self, message: bytes, now: float) -> None:
+    def _receive_message(self, message: bytes) -> None:
         if self._greeted:
-            self.session.receive_message(message, now)
+            self.session.receive_message(message, self._received_at)
         else:
-            self._receive_first(message, now)
+            self._receive_first(message, self._received_at)
 
     # Ends
 
