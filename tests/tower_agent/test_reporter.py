@@ -17,6 +17,7 @@ from unittest import mock
 import pytest
 
 from certs.contexts import inner_server
+from certs.keys import spki_pin
 from shared.errors import Code, StreamReset
 from shared.http.status import AGENT
 from shared.member import report as report_module
@@ -43,7 +44,9 @@ class Server:
         # What the registry would have; only the newest report counts.
         self.session: Any = SimpleNamespace(
             cluster=ALPHA,
-            identity=SimpleNamespace(serial=agent().certificate.serial_number),
+            identity=SimpleNamespace(
+                public_key_pin=spki_pin(agent().certificate.public_key())
+            ),
             report=MemberReport(),
         )
         self.streams: list[Stream] = []
