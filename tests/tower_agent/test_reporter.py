@@ -220,7 +220,9 @@ async def test_a_stream_without_news_is_let_go_and_the_next_news_opens_another()
     async with let_go_after(0.05), reporting(server, member) as (pair, _):
         await until(lambda: server.report.apiserver_version == "v1.34.1")
         await until(lambda: server.streams[0].closed)
-        assert not pair.server.session.streams and not pair.agent.session.streams
+        # Each end has heard of the other's end of it a moment later.
+        await until(lambda: not pair.server.session.streams)
+        await until(lambda: not pair.agent.session.streams)
         asked = member.asked
         await until(lambda: member.asked > asked + 5)
         assert len(server.streams) == 1, "there was nothing to say"
