@@ -40,8 +40,8 @@ const (
 
 // Of SPEC 8.
 const (
-	pingAfter   = 1500 * time.Millisecond
-	answerAfter = 3 * time.Second
+	pingAfter   = 2 * time.Second
+	answerAfter = 2500 * time.Millisecond // so that it is dead 4.5 s after its last sign
 )
 
 const (

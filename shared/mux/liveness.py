@@ -19,11 +19,12 @@ __all__ = [
 # A link on which nothing came for this long gets a PING of the agent; the answer and the
 # question are signs of life for either end. The server asks a little later, so that on an
 # idle link it never has to: of ten thousand agents that is half the work.
-PING_AFTER_SECONDS = 1.5
-SERVER_PING_AFTER_SECONDS = 2.0
+PING_AFTER_SECONDS = 2.0
+SERVER_PING_AFTER_SECONDS = 2.5
 
 # ... and after this much silence the peer is dead: time for the later ping, a lost
-# packet's retransmission (1 s) and a slow round trip, and under the 5 s that we promise.
+# packet's retransmissions (0.2 s, 0.4 s, ...) and a slow round trip, and under the 5 s that we
+# promise.
 DEAD_AFTER_SECONDS = 4.5
 
 # A PING must have gone unanswered for this long before silence means death: time to send

@@ -35,9 +35,9 @@ def test_the_first_ping_is_due_at_once() -> None:
 def test_a_silent_link_gets_a_ping_and_then_only_one() -> None:
     liveness = measured(100.0)
     assert liveness.next_timer() == 100.0 + PING_AFTER_SECONDS
-    assert not liveness.ping_is_due(101.4)
-    assert liveness.ping_is_due(101.5)
-    liveness.ping(101.5)
+    assert not liveness.ping_is_due(101.9)
+    assert liveness.ping_is_due(102.0)
+    liveness.ping(102.0)
     assert not liveness.ping_is_due(103.0)
 
 
@@ -67,15 +67,15 @@ def test_measuring_can_be_put_off_for_a_while_but_no_question_of_life() -> None:
 def test_the_later_end_notices_death_as_soon() -> None:
     liveness = Liveness(100.0, SERVER_PING_AFTER_SECONDS)
     liveness.pong(liveness.ping(100.0), 100.0)
-    assert liveness.next_timer() == 102.0
-    liveness.ping(102.0)
+    assert liveness.next_timer() == 102.5
+    liveness.ping(102.5)
     assert liveness.next_timer() == 104.5
     assert not liveness.is_dead(104.4) and liveness.is_dead(104.5)
 
 
 def test_the_peer_is_dead_within_five_seconds_of_silence() -> None:
     liveness = measured(100.0)
-    liveness.ping(101.5)
+    liveness.ping(102.0)
     assert liveness.next_timer() == 104.5
     assert not liveness.is_dead(104.4)
     assert liveness.is_dead(104.5)
@@ -84,7 +84,7 @@ def test_the_peer_is_dead_within_five_seconds_of_silence() -> None:
 
 def test_any_byte_is_a_sign_of_life() -> None:
     liveness = measured(100.0)
-    liveness.ping(101.5)
+    liveness.ping(102.0)
     liveness.received(104.0)
     assert not liveness.is_dead(108.4)
     assert liveness.next_timer() == 108.5
@@ -103,7 +103,7 @@ def test_silence_without_a_question_proves_nothing() -> None:
 
 def test_a_process_that_stood_still_after_asking_can_start_over() -> None:
     liveness = measured(100.0)
-    question = liveness.ping(101.5)
+    question = liveness.ping(102.0)
     liveness.forgive(160.0)
     assert not liveness.is_dead(160.0)
     liveness.pong(question, 160.1)

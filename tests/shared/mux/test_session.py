@@ -448,7 +448,7 @@ def test_on_an_idle_link_one_end_asks_and_both_know_the_round_trip() -> None:
     pair = SessionPair()
     tick(pair, 5.0)
     pings = tick(pair, 60.0)
-    assert 36 <= pings["agent"] <= 40, "every 1.5 s"
+    assert 27 <= pings["agent"] <= 30, "every 2 s"
     assert 1 <= pings["server"] <= 2, "every 30 s"
     for end in (pair.agent, pair.server):
         assert end.session.liveness.round_trip_seconds is not None

@@ -185,11 +185,11 @@ def test_the_tables_name_every_frame_type_and_every_code() -> None:
         f"always have {in_flight.FLOOR_BYTES // 1024} KiB.",
         f"{session.MAX_STREAMS:,} streams open in each direction",
         f"{session.MAX_WAITING_ANSWERS:,} answers waiting",
-        f"after {liveness.PING_AFTER_SECONDS} s without a sign "
-        f"(the server: {liveness.SERVER_PING_AFTER_SECONDS:.0f} s)",
+        f"after {liveness.PING_AFTER_SECONDS:.0f} s without a sign "
+        f"(the server: {liveness.SERVER_PING_AFTER_SECONDS} s)",
         f"every {liveness.ROUND_TRIP_EVERY_SECONDS:.0f} s on a busy link",
         f"After {liveness.DEAD_AFTER_SECONDS} s without a sign",
-        f"unanswered for {liveness.ANSWER_SECONDS} s",
+        f"unanswered for {liveness.ANSWER_SECONDS:.0f} s",
         f"none of what we write for {progress.WRITE_DEADLINE_SECONDS} s",
         f"for {reconnect.QUICK_FOR_SECONDS:.0f} s after the loss",
         f"random(0, {reconnect.QUICK_DELAY_SECONDS} s)",
