@@ -6,6 +6,7 @@
     owner       a tunnel as others see it; what a connection tells whoever uses its session
     drain       the friendly end of tunnels: GOAWAY, time, RESET
     sockets     what we ask of the socket below
+    alarms      one timer for all connections of an event loop
     progress    whether what a connection writes still leaves
     relay       a local TCP connection ↔ a stream
     tls         TLS inside a stream: the sealed face's end, the control stream

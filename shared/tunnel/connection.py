@@ -24,6 +24,7 @@ from shared.errors import Code, PeerProtocolError
 from shared.mux.budget import WindowBudget
 from shared.mux.session import Role, Session
 from shared.mux.stream import Stream
+from shared.tunnel.alarms import Alarm, alarms_of
 from shared.tunnel.messages import MessageReader, MessageWriter, WebSocket
 from shared.tunnel.owner import TunnelOwner
 from shared.tunnel.progress import (
@@ -112,11 +113,10 @@ class TunnelConnection(asyncio.Protocol):
         self._received_at = 0.0
         # The beginning of a message that a proxy on the way has fragmented.
         self._fragments = bytearray()
-        # Looks after the session until the end begins, then enforces the end. Set by
-        # start, cancelled when the connection is lost.
-        self._timer: asyncio.TimerHandle | None = None
-        # When it is due, by our clock.
-        self._timer_due = 0.0
+        # Looks after the session, from `start` until the end begins.
+        self._alarm = Alarm(alarms_of(self._loop), self._handle_timer)
+        # Enforces the end, once it has begun.
+        self._end_timer: asyncio.TimerHandle | None = None
         # The peer's HELLO; a ConnectionError when the connection ends before it.
         self.ready: asyncio.Future[Hello] = self._loop.create_future()
         self._started_at = _clock()
@@ -206,7 +206,7 @@ class TunnelConnection(asyncio.Protocol):
             self._fail(str(error))
         # An answered PING makes the next one due before we would have given up on this one.
         due = max(self.session.next_timer(), now + _MIN_TIMER_SECONDS)
-        if self._timer is not None and due < self._timer_due:
+        if due < self._alarm.due and self._alarm.is_set:
             self._arm_timer()
 
     def eof_received(self) -> bool:
@@ -225,8 +225,9 @@ class TunnelConnection(asyncio.Protocol):
         if self._transport is None:
             return
         self._transport = None
-        if self._timer is not None:
-            self._timer.cancel()
+        self._alarm.stop()
+        if self._end_timer is not None:
+            self._end_timer.cancel()
         reason = self._reason or (
             f"the connection broke: {error}" if error else "the peer closed it"
         )
@@ -449,9 +450,8 @@ class TunnelConnection(asyncio.Protocol):
         self._ending = True
         self._transport.close()
         # A peer that does not read, or never ends its TLS, cannot keep us from closing.
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_later(
+        self._alarm.stop()
+        self._end_timer = self._loop.call_later(
             WRITE_DEADLINE_SECONDS, self.abort, "the peer does not let us close"
         )
 
@@ -460,8 +460,6 @@ class TunnelConnection(asyncio.Protocol):
     def _arm_timer(self) -> None:
         if self._ending:
             return
-        if self._timer is not None:
-            self._timer.cancel()
         now = _clock()
         due = self.session.next_timer()
         if not self._greeted:
@@ -469,8 +467,7 @@ class TunnelConnection(asyncio.Protocol):
         if self._progress.is_watching:
             due = min(due, now + PROGRESS_EVERY_SECONDS)
         due = max(due, now + _MIN_TIMER_SECONDS)
-        self._timer_due = due
-        self._timer = self._loop.call_later(due - now, self._handle_timer, due)
+        self._alarm.set(due)
 
     def _handle_timer(self, due: float) -> None:
         if self._transport is None:
@@ -492,9 +489,8 @@ class TunnelConnection(asyncio.Protocol):
         if self._transport is None or self._progress.is_watching:
             return
         self._progress.begin(self._transport, self.session, now)
-        if self._timer is not None and not self._ending:
-            if self._timer_due > now + PROGRESS_EVERY_SECONDS:
-                self._arm_timer()
+        if self._alarm.is_set and self._alarm.due > now + PROGRESS_EVERY_SECONDS:
+            self._arm_timer()
 
     def _write_is_stuck(self, now: float) -> bool:
         if self._transport is None or not self._progress.is_watching:

@@ -122,5 +122,6 @@ class ResumingTunnel(TunnelPair):
             if connection.session.detached:  # as an owner does when it stops
                 connection.session.close(Code.GOING_AWAY, "the test is over")
             assert not connection.session.streams
-            timer = connection._timer
+            timer = connection._end_timer
             assert timer is None or timer.cancelled(), "a timer outlives its connection"
+            assert not connection._alarm.is_set, "an alarm outlives its connection"

@@ -273,8 +273,9 @@ class TunnelPair:
             await owner.tasks.close()
         for connection in (self.agent, self.server):
             assert connection.closed and not connection.session.streams
-            timer = connection._timer
+            timer = connection._end_timer
             assert timer is None or timer.cancelled(), "a timer outlives its connection"
+            assert not connection._alarm.is_set, "an alarm outlives its connection"
 
     def upgraded(self, upgrade: Upgrade) -> None:
         is_agent = upgrade.role is Role.AGENT
