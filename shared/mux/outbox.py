@@ -61,6 +61,8 @@ INTERACTIVE_BYTES_PER_SECOND = 128 * 1024
 BULK_SHARE = 4
 
 _DATA = int(FrameType.DATA)
+_DATA_HEADER_BYTES = DATA_HEADER.size
+_pack_data = DATA_HEADER.pack
 
 # PING 0 and its PONG: that comes at once, and an ACK rides in front of it (SPEC 5.10).
 _ASK = frames.encode_ping(0)
@@ -75,7 +77,7 @@ class Outbox:
     ) -> None:
         # Called whenever something new may be sent; cheap, and often.
         self.wake = wake
-        # Called after each turn: the stream may have ended or drained.
+        # Called after a turn with which the stream may have ended or drained.
         self._turn_taken = turn_taken
         self._control: deque[bytes] = deque()
         # The PING to answer; a newer one replaces it, so that a peer which asks without
@@ -240,16 +242,22 @@ class Outbox:
             return
         room = min(room, self._shared_bytes)
         kept = room // BULK_SHARE if bulk else 0
-        while interactive and room > kept:
-            stream = next(iter(interactive))
-            self._leave(stream)
-            room -= self._take_turn(stream, min(room, TURN_BYTES), parts)
+        room -= self._take_interactive(room, kept, parts)
         while bulk and room > 0:
             room -= self._take_bulk_turn(next(iter(bulk)), room, parts)
-        while interactive and room > 0:
-            stream = next(iter(interactive))
-            self._leave(stream)
-            room -= self._take_turn(stream, min(room, TURN_BYTES), parts)
+        self._take_interactive(room, 0, parts)
+
+    def _take_interactive(
+        self, room: int, kept: int, parts: list[bytes | memoryview]
+    ) -> int:
+        """Turns of interactive streams until only `kept` is left; what they used."""
+        interactive, left = self._interactive, room
+        while interactive and left > kept:
+            stream, _ = interactive.popitem(last=False)
+            stream.ready = False
+            turn = left if left < TURN_BYTES else TURN_BYTES
+            left -= self._take_turn(stream, turn, parts)
+        return room - left
 
     def _take_bulk_turn(
         self, stream: Stream, room: int, parts: list[bytes | memoryview]
@@ -293,32 +301,35 @@ class Outbox:
         if self._unannounced and (frame := self._unannounced.pop(stream, None)):
             parts.append(frame)
             used = len(frame)
-        window = stream.send_window
-        most = min(turn_bytes, window.credit_bytes)
-        if stream.queue and most > 0:
-            header_at = len(parts)
-            parts.append(b"")  # its header, once the length is known
-            count = stream.take_queued(most, parts)
-            parts[header_at] = DATA_HEADER.pack(
-                _DATA, stream.id, count + 8, window.sent_offset
-            )
-            window.sent_offset += count
-            used += count + DATA_HEADER.size
-            self._spend(stream, count)
-        if stream.eof_queued and not stream.queue and stream.state in SENDING_STATES:
-            parts.append(frames.encode_eof(stream.id, window.sent_offset))
-            used += DATA_HEADER.size
-            stream.move(Input.SEND_EOF)
-        elif self._may_send(stream):
-            self._line_up(stream)
-        self._turn_taken(stream)
+        window, queue = stream.send_window, stream.queue
+        if queue:
+            most = min(turn_bytes, window.limit_offset - window.sent_offset)
+            if most > 0:
+                header_at = len(parts)
+                parts.append(b"")  # its header, once the length is known
+                count = stream.take_queued(most, parts)
+                parts[header_at] = _pack_data(
+                    _DATA, stream.id, count + 8, window.sent_offset
+                )
+                window.sent_offset += count
+                used += count + _DATA_HEADER_BYTES
+                self._spend(stream, count)
+        if queue or stream.eof_queued:
+            if stream.eof_queued and not queue and stream.state in SENDING_STATES:
+                parts.append(frames.encode_eof(stream.id, window.sent_offset))
+                used += _DATA_HEADER_BYTES
+                stream.move(Input.SEND_EOF)
+            elif self._may_send(stream):
+                self._line_up(stream)
+        if stream.paused or stream.eof_queued:
+            self._turn_taken(stream)
         return used
 
     # Places
 
     def _spend(self, stream: Stream, count: int) -> None:
-        faded = (self._now - stream.spent_at) * INTERACTIVE_BYTES_PER_SECOND
-        spent_bytes = max(0, stream.spent_bytes - int(faded))
+        faded = int((self._now - stream.spent_at) * INTERACTIVE_BYTES_PER_SECOND)
+        spent_bytes = stream.spent_bytes - faded if faded < stream.spent_bytes else 0
         if spent_bytes > INTERACTIVE_BYTES:
             self.bulk_bytes += count
         stream.spent_bytes = spent_bytes + count
@@ -343,7 +354,10 @@ class Outbox:
 
     def _may_send(self, stream: Stream) -> bool:
         if stream.queue:
-            return stream.send_window.credit_bytes > 0 or stream in self._unannounced
+            window = stream.send_window
+            return (
+                window.limit_offset > window.sent_offset or stream in self._unannounced
+            )
         return (
             stream.eof_queued and stream.state in SENDING_STATES
         ) or stream in self._unannounced

@@ -111,6 +111,9 @@ class Session:
         self._idle_credit = IdleCredit()
         # What waits to be sent.
         self._outbox = Outbox(handler.output_ready, self._table.turn_taken)
+        # What streams call for each write and read: without a step between.
+        self.stream_ready = self._outbox.stream_ready
+        self.window_due = self._outbox.window_due
         # Live streams by id, the table's.
         self.streams = self._table.live
         # Set by go_away: we open no streams. Set by GOAWAY: the peer takes none.
@@ -155,14 +158,14 @@ class Session:
             if not self.closed:
                 self._receive_first(message)
             return
-        streams = self.streams
+        streams, receive_data = self.streams, self._receive_data
         for type_, stream_id, start, end in frames.split(message):
             if self.closed:
                 return
             if type_ == _DATA:
                 stream = streams.get(stream_id)
                 if stream is not None:
-                    self._receive_data(stream, message, start, end)
+                    receive_data(stream, message, start, end)
                 elif not self._table.was_open(stream_id):
                     raise PeerProtocolError(f"data for unopened stream {stream_id}")
             else:
@@ -389,9 +392,6 @@ class Session:
 
     # What streams call
 
-    def stream_ready(self, stream: Stream) -> None:
-        self._outbox.stream_ready(stream)
-
     def stream_reset(self, stream: Stream, code: Code, reason: str) -> None:
         if self._table.forget(stream):
             self._outbox.control(frames.encode_reset(stream.id, code, reason))
@@ -403,9 +403,6 @@ class Session:
 
     def stream_accepted(self, stream: Stream) -> None:
         self._outbox.control(frames.encode_accept(stream.id))
-
-    def window_due(self, stream: Stream) -> None:
-        self._outbox.window_due(stream)
 
     # Receiving
 

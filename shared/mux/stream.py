@@ -243,6 +243,12 @@ class Stream:
     def take_queued(self, max_bytes: int, parts: list[bytes | memoryview]) -> int:
         """Move at most `max_bytes` off the queue into `parts`, without joining pieces."""
         queue, left = self.queue, max_bytes
+        if self.queued_bytes <= max_bytes:
+            # All of it, as nearly always with a small stream.
+            parts.extend(queue)
+            queue.clear()
+            taken, self.queued_bytes = self.queued_bytes, 0
+            return taken
         while queue and left > 0:
             first = queue[0]
             count = len(first)

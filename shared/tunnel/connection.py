@@ -353,19 +353,18 @@ class TunnelConnection(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._flush_due = False
-        session = self.session
         while (
-            not self._blocked
-            and session.wants_to_send
-            and self._websocket.state is State.OPEN
-            and self._transport is not None
+            not self._blocked and self._transport is not None and self._send_message()
         ):
-            self._send_message()
+            pass
 
-    def _send_message(self) -> None:
+    def _send_message(self) -> bool:
+        """Write the next message; False when there is none, or none may be written."""
+        if self._websocket.state is not State.OPEN:
+            return False
         now = _clock()
         message = self.session.data_to_send(now)
-        if message and self._websocket.state is State.OPEN:
+        if message:
             assert self._transport is not None  # nobody takes messages without one
             if self._websocket.writes:
                 self._write_websocket()
@@ -376,6 +375,7 @@ class TunnelConnection(asyncio.Protocol):
                 self._transport.writelines(pieces)
             if self.session.awaits_ack and not self._progress.is_watching:
                 self._watch_progress(now)
+        return bool(message)
 
     def _write_websocket(self) -> None:
         if self._transport is not None:

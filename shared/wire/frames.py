@@ -84,7 +84,7 @@ _OFFSET = Struct("!Q")
 _WINDOW = Struct("!BIIQQ")
 _RESET = Struct("!H")
 _GO_AWAY = Struct("!HI")
-_KNOWN_TYPES = frozenset(FrameType)
+_KNOWN_TYPES = frozenset(map(int, FrameType))
 
 
 class Frame(NamedTuple):
@@ -144,21 +144,23 @@ def split(message: bytes) -> Iterator[Frame]:
         raise PeerProtocolError(
             f"message of {size} bytes, the limit is {MAX_MESSAGE_BYTES}"
         )
-    unpack = FRAME_HEADER.unpack_from
+    unpack, header_size = FRAME_HEADER.unpack_from, FRAME_HEADER.size
+    # What NamedTuple's own constructor does, without a Python call for each frame.
+    new, known_types = tuple.__new__, _KNOWN_TYPES
     while offset < size:
-        if size - offset < FRAME_HEADER.size:
+        if size - offset < header_size:
             raise PeerProtocolError(
-                f"frame header cut short: {size - offset} of {FRAME_HEADER.size} bytes"
+                f"frame header cut short: {size - offset} of {header_size} bytes"
             )
         type_, stream_id, length = unpack(message, offset)
-        start = offset + FRAME_HEADER.size
+        start = offset + header_size
         offset = start + length
         if offset > size:
             raise PeerProtocolError(
                 f"frame of {length} bytes in a message with {size - start} left"
             )
-        if type_ in _KNOWN_TYPES:
-            yield Frame(type_, stream_id, start, offset)
+        if type_ in known_types:
+            yield new(Frame, (type_, stream_id, start, offset))
         elif type_ < FIRST_OPTIONAL_TYPE:
             raise PeerProtocolError(f"unknown frame type {type_}")
 
