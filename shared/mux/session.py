@@ -244,9 +244,7 @@ class Session:
         self._now = now
         if self.liveness.is_dead(now):
             return False
-        for stream in self._idle_credit.due(now):
-            limits = stream.send_window.give_back(INITIAL_WINDOW_BYTES)
-            self._outbox.control(frames.encode_return(stream.id, *limits))
+        self.return_idle_credit(now)
         if self.peer is not None and self.liveness.ping_is_due(now):
             if not (self._is_idle() and self.liveness.put_off(now)):
                 self._outbox.control(frames.encode_ping(self.liveness.ping(now)))
@@ -257,6 +255,12 @@ class Session:
         before, counters = self._carried_bytes, self.counters
         self._carried_bytes = counters.sent_bytes + counters.received_bytes
         return self._carried_bytes - before < IDLE_BYTES
+
+    def return_idle_credit(self, now: float) -> None:
+        """Give back what streams at rest do not use; `handle_timer` does it, too."""
+        for stream in self._idle_credit.due(now):
+            limits = stream.send_window.give_back(INITIAL_WINDOW_BYTES)
+            self._outbox.control(frames.encode_return(stream.id, *limits))
 
     def open_stream(self, target: str) -> Stream:
         """Open a stream; what is written now travels in the same flight as its OPEN.

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from shared.errors import Code, InvalidState, PeerProtocolError
 from shared.mux.budget import WindowBudget
+from shared.mux.idle import IDLE_SECONDS
 from shared.mux.session import Role, Session
 from shared.mux.stream import Stream
 from shared.mux.windows import INITIAL_WINDOW_BYTES
@@ -22,6 +23,9 @@ from shared.wire.hello import Hello
 __all__ = ["LocalTunnel"]
 
 _log = logging.getLogger(__name__)
+
+# How often streams at rest are looked for, which hold memory that others could use.
+LOOK_FOR_REST_EVERY_SECONDS = IDLE_SECONDS / 2
 
 # How often streams are asked to end between two pieces of work, once we drain.
 WIND_DOWN_EVERY_SECONDS = 0.1
@@ -49,6 +53,8 @@ class LocalTunnel:
         self._flush_due = False
         # Runs while the near end drains.
         self._winding_down: asyncio.TimerHandle | None = None
+        # Runs while there are streams.
+        self._looking_for_rest: asyncio.TimerHandle | None = None
         hello = Hello(
             session_id=secrets.token_hex(16),
             window_bytes=INITIAL_WINDOW_BYTES,
@@ -79,6 +85,9 @@ class LocalTunnel:
     def close(self, code: Code, reason: str) -> None:
         """End the session; both ends of each stream are told why. Idempotent."""
         self._stop_winding_down()
+        if self._looking_for_rest is not None:
+            self._looking_for_rest.cancel()
+            self._looking_for_rest = None
         self.session.close(code, reason)
         self._far.close(code, reason)
 
@@ -118,6 +127,17 @@ class LocalTunnel:
             return
         if self.session.wants_to_send or self._far.wants_to_send:
             self._output_ready()
+        if self._looking_for_rest is None and self.session.streams:
+            self._looking_for_rest = self._loop.call_later(
+                LOOK_FOR_REST_EVERY_SECONDS, self._look_for_rest
+            )
+
+    def _look_for_rest(self) -> None:
+        self._looking_for_rest = None
+        now = self._loop.time()
+        for end in (self.session, self._far):
+            end.return_idle_credit(now)
+        self._output_ready()  # also goes on looking
 
     def _wind_down(self) -> None:
         self._far.wind_down()

@@ -11,7 +11,9 @@ import weakref
 import pytest
 
 from shared.errors import Code, InvalidState, StreamReset
+from shared.mux import idle as idle_module
 from shared.mux.stream import Stream
+from shared.tunnel import local as local_module
 from shared.tunnel.drain import drain_tunnels
 from shared.tunnel.local import LocalTunnel
 from tests.fakes.host_side import until
@@ -164,3 +166,22 @@ async def test_a_closed_one_leaves_nothing_behind() -> None:
     await asyncio.sleep(0.01)
     gc.collect()
     assert gone() is None
+
+
+@both_loops
+async def test_memory_that_a_burst_left_booked_is_free_after_a_rest() -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(local_module, "LOOK_FOR_REST_EVERY_SECONDS", 0.02)
+        monkeypatch.setattr(idle_module, "IDLE_SECONDS", 0.05)
+        pair = Pair()
+        near = await pair.open()
+        (far,) = pair.far
+        for _ in range(40):
+            near.stream.write(bytes(100_000))
+            await until(lambda: not near.stream.queue)
+        window = far.stream.receive_window
+        assert window.booked_bytes > 0
+        await until(lambda: window.booked_bytes == 0)
+        near.stream.write(bytes(MIB))
+        await until(lambda: len(far.received) == 4_000_000 + MIB)
+        pair.tunnel.close(Code.OK, "done")
