@@ -9,6 +9,7 @@ The parts, in the order in which a run uses them:
     columns       the three ways from client to upstream: direct, prototype, tunnel
     credentials   those of a whole fleet, without its joins
     fleet         many simulated agents on one server: memory, idle CPU, their return
+    objects       many Cluster objects on one server, beside a real control plane
     runner        interleaves the columns, round by round, and collects the samples
     figures       percentiles, medians, ratios: pure
     targets       what we want to reach, beside the figures

@@ -44,6 +44,7 @@ examples:
   python -m bench --only 'raw-request-*' --only raw-connect-16 --rounds 5
   python -m bench --wan                         also the rows over a delaying link
   python -m bench --only agents-5000            5,000 simulated agents on one server, 1.5 minutes
+  python -m bench --only objects-1000           1,000 Cluster objects on one server, 2 minutes
   python -m bench --only busy100m --seconds 6   a request on a full 100 Mbit/s line
   python -m bench --columns direct,prototype    without our own programs
   python -m bench --json > mine.json            the rows of latest.json on standard output

@@ -15,6 +15,7 @@ from bench.disasters import measure_disaster
 from bench.figures import Samples
 from bench.fleet import measure_fleet
 from bench.generator import MeasurementFailed
+from bench.objects import measure_objects
 from bench.processes import ProcessFailed
 from bench.site import Site, Unavailable
 from bench.workloads import (
@@ -95,7 +96,8 @@ def _measure_rows(
 ) -> None:
     for number in range(1 if workload.once else rounds):
         order = list(started.items())
-        if workload.kind is Kind.AGENTS or workload.kind in DISASTERS:  # of ours only
+        alone = workload.kind in DISASTERS | {Kind.AGENTS, Kind.OBJECTS}
+        if alone:  # of ours only
             order = [item for item in order if item[0] == "tunnel"]
         for name, column in order if number % 2 == 0 else reversed(order):
             progress(f"{workload.name}, round {number + 1}, {name}")
@@ -120,6 +122,15 @@ def _measure(
         fleet = measure_fleet(site, workload)
         return Measurement(
             report={}, cpu_seconds={}, resident_bytes={}, grown_bytes={}, fleet=fleet
+        )
+    if workload.kind is Kind.OBJECTS:
+        objects = measure_objects(site, workload)
+        return Measurement(
+            report={},
+            cpu_seconds={},
+            resident_bytes={},
+            grown_bytes={},
+            objects=objects,
         )
     if workload.kind in DISASTERS:
         told = measure_disaster(site, workload)

@@ -44,6 +44,8 @@ TARGETS: Mapping[tuple[str, str], str] = {
     ("agents-5000", "idle cpu"): "≤ 25",
     ("agents-5000", "handshake p99"): "< 5,000",
     ("agents-5000", "all back"): "< 60",
+    ("objects-1000", "reconciled"): "< 60",
+    ("objects-1000", "idle cpu"): "≈ 0",
     ("wan50-open-request", "p50 in round trips"): "≤ 1.05",
     ("wan50-download-1", "throughput"): "≥ 300",
     ("wan50-1g-download-1", "throughput"): _GBIT,

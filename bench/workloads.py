@@ -14,6 +14,7 @@ __all__ = [
     "DISASTERS",
     "DISASTER_UNITS",
     "FLEET_UNITS",
+    "OBJECT_UNITS",
     "LOCAL",
     "WORKLOADS",
     "Face",
@@ -50,6 +51,7 @@ class Kind(Enum):
     HOLD = "hold"  # idle streams; memory is read
     MEMORY = "memory"  # no client at all; memory is read
     AGENTS = "agents"  # many agents on one server; `workers` of them
+    OBJECTS = "objects"  # many Cluster objects on one server; `workers` of them
     STALLED = "stalled"  # downloads that nobody reads; `workers` of them
     FROZEN = "frozen"  # the link lets nothing pass, and then does again
     DROPS = "drops"  # the link is cut again and again under load
@@ -137,6 +139,7 @@ WORKLOADS: Sequence[Workload] = (
     Workload(name="frozen-link", kind=Kind.FROZEN, once=True),
     Workload(name="drops-100", kind=Kind.DROPS, once=True),
     Workload(name="agents-5000", kind=Kind.AGENTS, workers=5000, once=True),
+    Workload(name="objects-1000", kind=Kind.OBJECTS, workers=1000, once=True),
     Workload(name="wan50-open-request", kind=_C, link=WAN50, at_least_seconds=2),
     *_over(WAN50),
     *_over(WAN100),
@@ -190,6 +193,8 @@ class Measurement:
     fleet: Mapping[str, float] = field(default_factory=dict)
     # What `bench.disasters` measured, by the names of DISASTER_UNITS.
     disaster: Mapping[str, float] = field(default_factory=dict)
+    # What `bench.objects` measured, by the names of OBJECT_UNITS.
+    objects: Mapping[str, float] = field(default_factory=dict)
 
 
 # The metrics of a fleet. Kernel memory is that of both ends; the share of one core.
@@ -204,6 +209,17 @@ FLEET_UNITS = {
     "cpu of the return": "s",
     "dials per agent": "1",
     "healthz p99 meanwhile": "ms",
+}
+
+# The metrics of many objects: of one server beside a real control plane.
+OBJECT_UNITS = {
+    "reconciled": "s",
+    "cpu to reconcile": "s",
+    "memory server": "MiB",
+    "memory of objects": "MiB",
+    "idle cpu": "%",
+    "restart": "s",
+    "removed": "s",
 }
 
 # Of ours only: nobody else goes on after them.
@@ -247,6 +263,9 @@ def metrics_of(workload: Workload, measured: Measurement) -> Iterator[Metric]:
         case Kind.AGENTS:
             for metric, value in measured.fleet.items():
                 yield metric, FLEET_UNITS[metric], value
+        case Kind.OBJECTS:
+            for metric, value in measured.objects.items():
+                yield metric, OBJECT_UNITS[metric], value
         case Kind.STALLED | Kind.FROZEN | Kind.DROPS:
             for metric, value in measured.disaster.items():
                 yield metric, DISASTER_UNITS[metric], value

@@ -133,6 +133,15 @@ def test_a_fleet_gives_what_was_measured_with_its_units() -> None:
     ]
 
 
+def test_objects_give_what_was_measured_with_its_units() -> None:
+    workload = Workload(name="x", kind=Kind.OBJECTS, workers=5)
+    measured = measurement(objects={"reconciled": 26.4, "idle cpu": 0.15})
+    assert list(metrics_of(workload, measured)) == [
+        ("reconciled", "s", 26.4),
+        ("idle cpu", "%", 0.15),
+    ]
+
+
 @pytest.mark.parametrize("kind", DISASTERS)
 def test_a_disaster_gives_what_was_measured_with_its_units(kind: Kind) -> None:
     measured = measurement(disaster={"memory both": 80.0, "resumed": 0.3})

@@ -239,6 +239,10 @@ def _expiring(facts: Facts, waits: list[datetime]) -> _Says:
         if moment is not None
     ]
     if not ends:
+        # Of an agent that was not here since we started, the server before us knew.
+        unknown = not facts.cluster.is_direct and facts.ledger.record is not None
+        if unknown and _was(facts, "CredentialExpiring") is not None:
+            return _as_before(facts, "CredentialExpiring")
         return _Says("False", "NotSoon")
     first = min(ends)
     if facts.now < first - EXPIRES_SOON:

@@ -315,6 +315,15 @@ def test_the_credential_in_a_kubeconfig_counts_too() -> None:
     assert message.startswith("The credential in the kubeconfig")
 
 
+def test_a_warning_outlives_the_server_that_gave_it() -> None:
+    ends_at = NOW + 3 * DAY
+    before = facts(live=away(NOW - DAY), certificate_ends_at=ends_at)
+    later = then(before, DAY, live=None, started_at=NOW, certificate_ends_at=None)
+    decided = decide_status(later)
+    assert said(decided, "CredentialExpiring") == ("True", "ExpiresSoon")
+    assert not decided.is_changed
+
+
 def test_it_looks_again_when_a_week_is_left() -> None:
     ends_at = NOW + 7 * DAY + timedelta(minutes=3)
     decided = decide_status(then(facts(certificate_ends_at=ends_at), SECOND))
