@@ -243,6 +243,7 @@ class _Server:
             upgrades=dict(self._listener.counts),
             joins=dict(self._join.outcomes),
             front_door=dict(self._door.counts),
+            direct_answers=self._direct.answers(),
             is_draining=self._listener.is_draining,
         )
 

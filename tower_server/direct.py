@@ -17,6 +17,7 @@ from certs.names import ClusterName
 from shared.errors import Code
 from shared.http.apiserver import from_parsed
 from shared.http.kubeconfig import BadKubeconfig, parse_kubeconfig
+from shared.http.relay import AnswerCounts
 from shared.http.status import Speaker
 from shared.http.upstream import UpstreamPool
 from shared.member.client import MemberClient
@@ -101,6 +102,12 @@ class DirectConnections:
 
     def __len__(self) -> int:
         return len(self._clusters)
+
+    def answers(self) -> dict[str, AnswerCounts]:
+        """What requests to each member were answered with so far, as it is now."""
+        return {
+            name: cluster.answers.copy() for name, cluster in self._clusters.items()
+        }
 
     # What others say
 

@@ -18,6 +18,7 @@ from shared.errors import Code
 from shared.http.apiserver import ApiServer
 from shared.http.identity import Policy
 from shared.http.kubeconfig import BadKubeconfig
+from shared.http.relay import AnswerCounts
 from shared.http.status import Refusal
 from shared.http.upstream import UpstreamPool
 from shared.member.client import MemberClient
@@ -127,6 +128,11 @@ class DirectCluster:
     @property
     def member(self) -> DirectMember:
         return self._reached.member
+
+    @property
+    def answers(self) -> AnswerCounts:
+        """What its requests were answered with so far."""
+        return self._face.answers
 
     def update(self, reached: Reached) -> None:
         """Go on by another kubeconfig or with another allow-list; what runs is not cut off."""

@@ -12,6 +12,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 
+from shared.http.relay import AnswerCounts
 from shared.metrics import (
     CONTENT_TYPE,
     Metric,
@@ -41,6 +42,7 @@ def server_metrics(
     upgrades: Mapping[str, int],
     joins: Mapping[str, int],
     front_door: Mapping[str, int],
+    direct_answers: Mapping[str, AnswerCounts],
     is_draining: bool,
 ) -> Iterable[Metric]:
     """All numbers of a server.
@@ -52,13 +54,14 @@ def server_metrics(
         upgrades: How many calls of agents came to what.
         joins: How many join requests ended how.
         front_door: How many connections of the one port came to what.
+        direct_answers: What requests to each cluster with a direct connection were answered with.
         is_draining: The server stops; what runs has its time to end.
     """
     yield build_info("tower-server")
     yield draining(is_draining)
     yield gauge(
         "tower_cluster_connected",
-        "1 while the cluster's agent is connected, 0 while it is away.",
+        "1 while the cluster's agent is connected, or it is reached directly; 0 while it is away.",
         ("cluster",),
         [((name,), reading.sessions > 0) for name, reading in readings.items()],
     )
@@ -93,6 +96,20 @@ def server_metrics(
         "Connections to the server's port, by what became of them.",
         ("outcome",),
         [((outcome,), count) for outcome, count in sorted(front_door.items())],
+    )
+    yield counter(
+        "tower_direct_requests_total",
+        "Requests to clusters with a direct connection, by who answered (apiserver, or the server) and the status.",
+        ("cluster", "answered_by", "code"),
+        [
+            ((name, who, str(status)), count)
+            for name, answers in sorted(direct_answers.items())
+            for who, counted in (
+                ("apiserver", answers.by_apiserver),
+                ("server", answers.by_agent),
+            )
+            for status, count in sorted(counted.items())
+        ],
     )
 
 

@@ -26,6 +26,7 @@ def exported() -> dict[str, set[str]]:
             upgrades={"busy": 1},
             joins={"joined": 1},
             front_door={"own": 1},
+            direct_answers={"beta": AnswerCounts(by_agent={502: 1})},  # type: ignore[arg-type]
             is_draining=False,
         ),
         *agent_metrics(

@@ -185,6 +185,7 @@ async def test_a_request_arrives_as_its_user_with_the_kubeconfigs_credential() -
         assert heard["Authorization"] == "Bearer one"
         assert heard["Impersonate-User"] == "tower:admin"
         assert heard["Impersonate-Group"] == "tower:cluster-admins"
+        assert here.direct.answers()["alpha"].by_apiserver == {200: 1}
         # The front door no longer counts the caller as a stranger.
         await until(lambda: not here.door._half_open)
 

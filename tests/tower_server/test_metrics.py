@@ -2,10 +2,12 @@
 
 import logging
 import socket
+from collections import Counter
 
 import aiohttp
 import pytest
 
+from shared.http.relay import AnswerCounts
 from shared.metrics import MetricsPage
 from shared.settings import HostPort
 from tests.fakes.metrics import MEMORY, numbers, reading
@@ -23,6 +25,11 @@ async def test_clusters_joins_and_connections_are_counted_by_name() -> None:
         upgrades={"admitted": 8, "busy": 9},
         joins={"joined": 2, "token_used": 1},
         front_door={"sealed": 30},
+        direct_answers={
+            "beta": AnswerCounts(
+                by_apiserver=Counter({200: 5}), by_agent=Counter([502])
+            )
+        },
         is_draining=False,
     )
     written = numbers((await MetricsPage(lambda: metrics).text()).decode())
@@ -37,6 +44,9 @@ async def test_clusters_joins_and_connections_are_counted_by_name() -> None:
     assert written["tower_window_memory_ceiling_bytes", ()] == 200
     assert written["tower_window_memory_held_back_total", ()] == 4
     assert written["tower_draining", ()] == 0
+    for who, code, count in (("apiserver", "200", 5), ("server", "502", 1)):
+        labels = (("answered_by", who), ("cluster", "beta"), ("code", code))
+        assert written["tower_direct_requests_total", labels] == count
     sealed = ("tower_front_door_connections_total", (("outcome", "sealed"),))
     assert written[sealed] == 30
     build = [labels for name, labels in written if name == "tower_build_info"]
