@@ -24,6 +24,7 @@ from certs.joining import new_token, verifier_of
 from certs.keys import certificate_request, new_key, private_pem, spki_pin
 from certs.names import ClusterName, parse_cluster_name
 from shared.errors import Code, StreamReset
+from shared.mux.budget import WindowBudget
 from shared.mux.stream import Stream
 from shared.streams import ByteStream
 from shared.tunnel.connection import TunnelConnection
@@ -109,6 +110,8 @@ class HostSide:
             Path(self._directory.name), ZONE, datetime.now(UTC)
         )
         self.parking = Parking(resume_seconds)
+        # Memory for windows, of the server's sessions.
+        self.budget = WindowBudget()
         self.listener = TunnelListener(
             AssertionVerifier([self.authority.certificate], ZONE),
             self.store,
@@ -117,6 +120,7 @@ class HostSide:
             lambda session, stream: self.controls.append((session, Sink(stream))),
             self.parking,
             lambda session: self.door.session_parked(session),
+            self.budget,
         )
         key = new_key()
         now = datetime.now(UTC)

@@ -19,6 +19,7 @@ from email.utils import format_datetime
 import pytest
 
 from shared.errors import Code
+from shared.mux.budget import WindowBudget
 from shared.outbound import open_socket
 from tests.fakes.dialling import (
     answering,
@@ -80,6 +81,20 @@ async def test_a_dial_ends_in_a_session_with_the_real_server() -> None:
         (session,) = host.registry.sessions()
         assert session.software.startswith("tower-agent/")
         assert session.cluster == "alpha"
+
+
+@both_loops
+async def test_memory_for_windows_is_that_of_the_process_at_both_ends() -> None:
+    async with HostSide() as host:
+        budget, joined = WindowBudget(), await host.join()
+        dialer = Dialer(joined, Owner(), environ={}, budget=budget)
+        tunnel = await dialer.dial()
+        host.tunnels.append(tunnel)
+        await tunnel.ready
+        (session,) = host.registry.sessions()
+        tunnel.session.budget.change(5)
+        session.connection.session.budget.change(7)
+        assert (budget.used_bytes, host.budget.used_bytes) == (5, 7)
 
 
 @both_loops
