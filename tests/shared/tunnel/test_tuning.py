@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -76,7 +77,9 @@ def test_other_heaps_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tuning.trim_heap() is False
 
 
-def test_the_heap_is_trimmed_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cycles_are_collected_and_the_heap_trimmed_again_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Loop:
         """Keeps what it shall call later."""
 
@@ -86,6 +89,12 @@ def test_the_heap_is_trimmed_again_and_again(monkeypatch: pytest.MonkeyPatch) ->
         def call_later(self, delay: float, call: Callable[[], None]) -> None:
             self.later.append((delay, call))
 
+    class Node:
+        """Refers to itself: only the collector ends it."""
+
+        def __init__(self) -> None:
+            self.itself = self
+
     trims: list[None] = []
     monkeypatch.setattr(tuning, "trim_heap", lambda: trims.append(None))
     loop = Loop()
@@ -94,5 +103,7 @@ def test_the_heap_is_trimmed_again_and_again(monkeypatch: pytest.MonkeyPatch) ->
         ((delay, call),) = loop.later
         loop.later.clear()
         assert delay == tuning.TRIM_EVERY_SECONDS
+        dead = weakref.ref(Node())
         call()
+        assert dead() is None
         assert len(trims) == number
