@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint pure e2e testbed bench fuzz lock format clean
+.PHONY: help run test lint pure e2e testbed bench fuzz soak lock format clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z][a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -40,6 +40,10 @@ bench: $(VENV)/.dev ## Requests per second, latency, throughput, beside a direct
 
 fuzz: $(VENV)/.dev ## Look for inputs that break parsers and sessions; SECONDS=60 for each target
 	$(BIN)/python -m tests.fuzz run --seconds $(or $(SECONDS),60)
+
+soak: $(VENV)/.dev ## Ten minutes of 100 drops, then ten of mixed load with faults: nothing breaks or leaks
+	@$(BIN)/python -m tests.testbed build --if-possible
+	DROP_SECONDS=600 SOAK_SECONDS=600 $(BIN)/pytest -s tests/e2e/test_resume.py tests/soak
 
 format: $(VENV)/.dev ## Format the code and fix what can be fixed
 	$(BIN)/ruff format .

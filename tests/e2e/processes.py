@@ -52,6 +52,12 @@ class Process:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        """Of the present start."""
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> None:
         """Start the program; it must not be running."""
         assert not self.running, f"{self.name} is running already"

@@ -10,8 +10,10 @@ import base64
 import dataclasses
 import json
 import os
+import socket
 import ssl
 import tempfile
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -105,10 +107,16 @@ class RawClient:
             OSError, EOFError: If the connection does not last that long.
         """
         payload = b"" if body is None else json.dumps(body).encode()
+        await self._send(method, path, payload, headers or {})
+        return await self._read_answer()
+
+    async def _send(
+        self, method: str, path: str, payload: bytes, headers: dict[str, str]
+    ) -> None:
         head = [
             f"{method} {self._access.prefix}{path} HTTP/1.1",
             f"Host: {self._access.host}:{self._access.port}",
-            *(f"{name}: {value}" for name, value in (headers or {}).items()),
+            *(f"{name}: {value}" for name, value in headers.items()),
         ]
         if payload:
             head += [
@@ -116,26 +124,61 @@ class RawClient:
                 f"Content-Length: {len(payload)}",
             ]
         self._writer.write("\r\n".join([*head, "", ""]).encode() + payload)
-        return await self._read_answer()
+        await self._writer.drain()
+
+    async def lines(self, path: str) -> AsyncIterator[bytes]:
+        """GET what answers line by line (a watch), until it ends.
+
+        Raises:
+            OSError, EOFError: If the connection does not last that long, or for another
+                status than 200.
+        """
+        await self._send("GET", path, b"", {})
+        status, headers = await self._read_head()
+        if status != 200 or headers.get("transfer-encoding") != "chunked":
+            raise ConnectionError(f"{path}: status {status}")
+        rest = b""
+        while chunk := await self._read_chunk():
+            *whole, rest = (rest + chunk).split(b"\n")
+            for line in whole:
+                yield line
+
+    # What a bad reader does
+
+    def receive_buffer(self, size_bytes: int) -> None:
+        """Let the kernel hold little for us."""
+        near = self._writer.get_extra_info("socket")
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size_bytes)
+
+    def pause_reading(self) -> None:
+        """Take nothing any more, until `resume_reading`."""
+        self._writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+    def resume_reading(self) -> None:
+        self._writer.transport.resume_reading()  # type: ignore[attr-defined]
 
     async def _read_answer(self) -> Answer:
+        status, headers = await self._read_head()
+        if headers.get("transfer-encoding") == "chunked":
+            body = b"".join([chunk async for chunk in self._chunks()])
+        else:
+            body = await self._reader.readexactly(int(headers["content-length"]))
+        return Answer(status=status, headers=headers, body=body)
+
+    async def _read_head(self) -> tuple[int, dict[str, str]]:
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         status_line, *lines = head.split("\r\n")[:-2]
         fields = (line.partition(":") for line in lines)
         headers = {name.lower(): value.strip() for name, _, value in fields}
-        if headers.get("transfer-encoding") == "chunked":
-            body = await self._read_chunks()
-        else:
-            body = await self._reader.readexactly(int(headers["content-length"]))
-        return Answer(status=int(status_line.split()[1]), headers=headers, body=body)
+        return int(status_line.split()[1]), headers
 
-    async def _read_chunks(self) -> bytes:
-        body = b""
-        while True:
-            size = int(await self._reader.readuntil(b"\r\n"), 16)
-            body += (await self._reader.readexactly(size + 2))[:size]
-            if size == 0:
-                return body
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        while chunk := await self._read_chunk():
+            yield chunk
+
+    async def _read_chunk(self) -> bytes:
+        size = int(await self._reader.readuntil(b"\r\n"), 16)
+        return (await self._reader.readexactly(size + 2))[:size]
 
 
 async def ask_once(access: Access, path: str) -> Answer:
