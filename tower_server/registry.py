@@ -187,7 +187,7 @@ class _Cluster:
         self.counters = Counters()
         # Counts what sessions were picked for.
         self.picks = 0
-        self.waiters: set[asyncio.Future[None]] = set()
+        self.waiters: list[asyncio.Future[None]] = []
 
     def newest_usable(self) -> LiveSession | None:
         return next((s for s in reversed(self.sessions) if s.usable), None)
@@ -368,11 +368,11 @@ class Registry:
             if session is not None or cluster is None or left_seconds <= 0:
                 return session
             waiter: asyncio.Future[None] = loop.create_future()
-            cluster.waiters.add(waiter)
+            cluster.waiters.append(waiter)
             try:
                 await asyncio.wait((waiter,), timeout=left_seconds)
             finally:
-                cluster.waiters.discard(waiter)
+                cluster.waiters.remove(waiter)
 
     async def cut(self, name: ClusterName, code: Code, reason: str) -> None:
         """End all sessions of a cluster, telling its agents why."""

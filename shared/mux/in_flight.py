@@ -15,7 +15,6 @@ The ideas are those of BBR (Cardwell and others, 2016) for a sender that sees me
 ACKs instead of packets, with TCP below it that deals with losses.
 """
 
-from collections import deque
 from math import inf
 
 __all__ = [
@@ -112,7 +111,7 @@ class InFlight:
         self._seen_at = 0.0
         # One for each message under way: when it left, its size, what had been delivered then
         # and when, and whether the session was about to have nothing to send.
-        self._records: deque[tuple[float, int, int, float, bool]] = deque()
+        self._records: list[tuple[float, int, int, float, bool]] = []
         # Messages of the session acknowledged; the first record is the next one.
         self._acked_count = 0
         self._delivered_bytes = 0
@@ -191,9 +190,10 @@ class InFlight:
         if fresh <= 0:
             return
         self._acked_count = count
-        for _ in range(fresh):
-            last = records.popleft()
-            size += last[1]
+        last = records[fresh - 1]
+        for record in records[:fresh]:
+            size += record[1]
+        del records[:fresh]
         self.bytes -= size
         self._delivered_bytes += size
         self._delivered_at = now

@@ -21,7 +21,7 @@ messages are made as late as the connection allows, and they are short while sev
 wait. Only one alone fills large ones.
 """
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 
 from shared.mux.stream import SENDING_STATES, Input, Stream
@@ -79,7 +79,7 @@ class Outbox:
         self.wake = wake
         # Called after a turn with which the stream may have ended or drained.
         self._turn_taken = turn_taken
-        self._control: deque[bytes] = deque()
+        self._control: list[bytes] = []
         # The PING to answer; a newer one replaces it, so that a peer which asks without
         # reading cannot make us hoard answers (SPEC 5.7).
         self._pong_due: int | None = None
@@ -222,13 +222,23 @@ class Outbox:
         if self._answer_due:
             self._answer_due = False
             parts.append(_ANSWER)
-        while self._control and room > 0:
-            frame = self._control.popleft()
-            parts.append(frame)
-            room -= len(frame)
+        if self._control:
+            room = self._take_control(parts, room)
         if data_bytes > 0 and room > 0 and (self._interactive or self._bulk):
             self._take_data(min(room, data_bytes), parts)
         return b"".join(parts)
+
+    def _take_control(self, parts: list[bytes | memoryview], room: int) -> int:
+        """Put control frames while there is room; return what is left of it."""
+        count = 0
+        for frame in self._control:
+            if room <= 0:
+                break
+            count += 1
+            room -= len(frame)
+        parts += self._control[:count]
+        del self._control[:count]
+        return room
 
     def _take_data(self, room: int, parts: list[bytes | memoryview]) -> None:
         """Put turns of streams, the interactive ones first."""
