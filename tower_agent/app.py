@@ -14,7 +14,7 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
@@ -285,8 +285,10 @@ class _Agent:
         def connected(connection: TunnelConnection, hello: Hello) -> None:
             self._connected(connection, hello, number)
 
-        async def dial(resume: Session | None) -> TunnelConnection:
-            return await dialer.dial(resume)
+        async def dial(
+            resume: Session | None, reached: Callable[[], None]
+        ) -> TunnelConnection:
+            return await dialer.dial(resume, reached)
 
         link = Link(dial, connected, random.SystemRandom())
         dispatcher = Dispatcher(

@@ -7,7 +7,7 @@ is a `DialFailed` with one sentence that names cause and remedy.
 import asyncio
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
@@ -103,8 +103,15 @@ class Dialer:
         self._key = parse_private_key(credentials.key_pem)
         self._chain = parse_certificates(credentials.certificate_pem)
 
-    async def dial(self, resume: Session | None = None) -> TunnelConnection:
+    async def dial(
+        self,
+        resume: Session | None = None,
+        reached: Callable[[], None] = lambda: None,
+    ) -> TunnelConnection:
         """One attempt, DIAL_TIMEOUT_SECONDS at most; cancelling closes what was begun.
+
+        `reached` is called when there is a connection to the server, and its answer is
+        waited for.
 
         With `resume` the tunnel goes on with that session, if the server still has it.
 
@@ -120,7 +127,7 @@ class Dialer:
         )
         try:
             async with asyncio.timeout(DIAL_TIMEOUT_SECONDS):
-                transport = await self._connect(upgrade)
+                transport = await self._connect(upgrade, reached)
                 try:
                     answer = await upgrade.answered
                 except BaseException:
@@ -155,9 +162,12 @@ class Dialer:
         connection.start(transport)
         return connection
 
-    async def _connect(self, upgrade: Upgrade) -> asyncio.Transport:
+    async def _connect(
+        self, upgrade: Upgrade, reached: Callable[[], None]
+    ) -> asyncio.Transport:
         host, port = self._credentials.server_host, self._credentials.server_port
         connected = await open_socket(host, port, self._proxy)
+        reached()
         # Takes the socket over before it waits for anything, so nobody else may close it:
         # a number that is closed under a transport is soon somebody else's file.
         transport, _ = await asyncio.get_running_loop().create_connection(

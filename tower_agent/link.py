@@ -1,6 +1,6 @@
 """Keeps the agent connected: dials, waits for the loss, dials again by the schedule of SPEC 8.
 
-A dial that is not through after a second does not hold up the next one: several run side
+A dial that is not connected after a second does not hold up the next one: several run side
 by side, and when one is through the others are given up. One that had said HELLO by then
 is not: the server may have put streams on it already. It becomes the tunnel when it is
 ready, as it is the server's newest too, and the older one ends when its streams have.
@@ -25,7 +25,11 @@ from shared.wire.frames import GoAway
 from shared.wire.hello import Hello
 from tower_agent.dialer import DialFailed
 from tower_agent.kept import KeptSession
-from tower_agent.reconnect import DIAL_OVERLAP_SECONDS, Reconnect
+from tower_agent.reconnect import (
+    ANSWER_OVERLAP_SECONDS,
+    DIAL_OVERLAP_SECONDS,
+    Reconnect,
+)
 
 __all__ = ["FailureLog", "Link", "LinkEnded"]
 
@@ -47,6 +51,11 @@ RETIRED_LOOK_SECONDS = 1.0
 ABORT_SECONDS = 1.0
 
 _REPLACED = "a newer tunnel of this agent took over"
+
+
+# `Dialer.dial` of the newest credentials: the session to go on with, and whom to tell that the
+# server is reached.
+Dial = Callable[[Session | None, Callable[[], None]], Awaitable[TunnelConnection]]
 
 
 class LinkEnded(Exception):
@@ -83,12 +92,12 @@ class Link:
 
     def __init__(
         self,
-        dial: Callable[[Session | None], Awaitable[TunnelConnection]],
+        dial: Dial,
         connected: Callable[[TunnelConnection, Hello], None],
         rng: random.Random,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        # One attempt: `Dialer.dial` of the newest credentials.
+        # One attempt.
         self._dial = dial
         # What was lost with the last connection, and the next one may go on with.
         self._kept = KeptSession()
@@ -196,7 +205,7 @@ class Link:
             await self._tasks.close()
 
     async def _dial_next(self) -> None:
-        """Wait for the next dial's time, start it, and give it a second."""
+        """Wait for the next dial's time, start it, and give it a while."""
         await self._until(
             lambda: self._is_connected or self._under_way < MAX_PARALLEL_DIALS
         )
@@ -205,13 +214,17 @@ class Link:
         if self._is_connected:
             return
         others = self._under_way
-        task = self._tasks.start(self._attempt(), "dial")
+        reached = asyncio.Event()
+        task = self._tasks.start(self._attempt(reached), "dial")
         self._dials.add(task)
         task.add_done_callback(self._dial_done)
-        await self._until(
-            lambda: self._is_connected or self._under_way <= others,
-            DIAL_OVERLAP_SECONDS,
-        )
+
+        def is_over() -> bool:
+            return self._is_connected or self._under_way <= others
+
+        await self._until(lambda: is_over() or reached.is_set(), DIAL_OVERLAP_SECONDS)
+        if reached.is_set():
+            await self._until(is_over, ANSWER_OVERLAP_SECONDS)
 
     @property
     def _is_connected(self) -> bool:
@@ -235,9 +248,13 @@ class Link:
 
     # Dials
 
-    async def _attempt(self) -> None:
+    async def _attempt(self, reached: asyncio.Event) -> None:
+        def note_reached() -> None:
+            reached.set()
+            self._changed.set()
+
         try:
-            connection = await self._dial(self._kept.session)
+            connection = await self._dial(self._kept.session, note_reached)
         except DialFailed as failure:
             now = self._loop.time()
             if failure.final:

@@ -7,6 +7,7 @@ then slower and spread out, because ten thousand agents may have lost the same s
 import random
 
 __all__ = [
+    "ANSWER_OVERLAP_SECONDS",
     "DIAL_OVERLAP_SECONDS",
     "DIAL_TIMEOUT_SECONDS",
     "MAX_RETRY_AFTER_SECONDS",
@@ -20,6 +21,9 @@ QUICK_FOR_SECONDS = 60.0
 QUICK_DELAY_SECONDS = 0.5
 # A dial that has not connected after this does not hold up the next one.
 DIAL_OVERLAP_SECONDS = 1.0
+# ... and one that has, so long after that: a server to which thousands return has taken the
+# call, and is busy. To call again and again would only make it busier.
+ANSWER_OVERLAP_SECONDS = 3.0
 # ... and is given up after this: four round trips of a second, and a lost packet.
 DIAL_TIMEOUT_SECONDS = 10.0
 # Ceilings of the jittered delay afterwards.

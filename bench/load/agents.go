@@ -24,7 +24,8 @@ const (
 	quickDelay      = 500 * time.Millisecond
 	firstCeiling    = time.Second
 	lastCeiling     = 30 * time.Second
-	dialOverlap     = time.Second
+	dialOverlap     = time.Second     // for one that is not connected
+	answerOverlap   = 3 * time.Second // ... and for one that is
 	dialTimeout     = 10 * time.Second
 	parallelDials   = 3
 	retryJitter     = 0.25
@@ -192,8 +193,9 @@ func (a *agent) run() {
 	}
 }
 
-// connect dials until a tunnel is up. Dials overlap: one that is not through after a second
-// does not hold up the next; when one is through the others are given up.
+// connect dials until a tunnel is up. Dials overlap: one that is not connected after a
+// second, or not through three seconds later, does not hold up the next; when one is
+// through the others are given up.
 func (a *agent) connect(lostAt time.Time, ceiling *time.Duration) *tunnel {
 	up := make(chan *tunnel, parallelDials)
 	ended := make(chan struct{}, parallelDials)
@@ -217,7 +219,7 @@ func (a *agent) connect(lostAt time.Time, ceiling *time.Duration) *tunnel {
 				waiting = false
 			}
 		}
-		attempt := &dial{agent: a, began: time.Now()}
+		attempt := &dial{agent: a, began: time.Now(), connected: make(chan struct{})}
 		dials, underWay = append(dials, attempt), underWay+1
 		go func() {
 			if tunnel := attempt.run(); tunnel != nil {
@@ -225,7 +227,7 @@ func (a *agent) connect(lostAt time.Time, ceiling *time.Duration) *tunnel {
 			}
 			ended <- struct{}{}
 		}()
-		overlap := time.After(dialOverlap)
+		overlap, connected := time.After(dialOverlap), attempt.connected
 		before := underWay
 		for underWay >= parallelDials || underWay >= before && overlap != nil {
 			select {
@@ -234,8 +236,10 @@ func (a *agent) connect(lostAt time.Time, ceiling *time.Duration) *tunnel {
 				return tunnel
 			case <-ended:
 				underWay--
+			case <-connected:
+				overlap, connected = time.After(answerOverlap), nil
 			case <-overlap:
-				overlap = nil
+				overlap, connected = nil, nil
 			}
 		}
 	}

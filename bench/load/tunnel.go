@@ -55,8 +55,9 @@ const (
 
 // dial is one attempt to get a tunnel.
 type dial struct {
-	agent *agent
-	began time.Time
+	agent     *agent
+	began     time.Time
+	connected chan struct{} // closed when there is a TCP connection
 
 	mu        sync.Mutex // guards the fields below
 	cancel    context.CancelFunc
@@ -117,6 +118,7 @@ func (d *dial) open(ctx context.Context) (*tunnel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connecting: %w", err)
 	}
+	close(d.connected)
 	secured := tls.Client(plain, a.fleet.outer)
 	d.mu.Lock()
 	d.conn = secured

@@ -116,6 +116,8 @@ class World:
         self.running = 0
         self.most_running = 0
         self.cancelled = 0
+        # Whether dials get a connection, before anything else.
+        self.reaches = False
         self.connected_at: list[float] = []
         self.tunnels: list[FakeTunnel] = []
         self.link = Link(self._dial, self._connected, random.Random(4))  # type: ignore[arg-type]
@@ -127,8 +129,10 @@ class World:
     def _connected(self, connection: object, hello: object) -> None:
         self.connected_at.append(self.now)
 
-    async def _dial(self, resume: object) -> FakeTunnel:
+    async def _dial(self, resume: object, reached: Callable[[], None]) -> FakeTunnel:
         self.dialled_at.append(self.now)
+        if self.reaches:
+            asyncio.get_running_loop().call_later(ROUND_TRIP, reached)
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         try:
@@ -323,6 +327,29 @@ async def test_a_dial_that_hangs_holds_up_the_next_for_a_second_only() -> None:
         await asyncio.sleep(60)
         assert len(world.dialled_at) == 2
         assert world.cancelled == 1, "the hanging one is given up"
+
+
+@in_virtual_time
+async def test_a_server_that_has_taken_the_call_and_is_busy_gets_more_time() -> None:
+    world = answers(hang, None)
+    world.reaches = True
+    async with running(world):
+        await world.until(lambda: world.link.current)
+        assert 3.0 <= world.dialled_at[1] - ROUND_TRIP <= 3.5
+        assert len(world.dialled_at) == 2
+
+
+@in_virtual_time
+async def test_a_dial_that_fails_after_it_was_connected_holds_up_nothing() -> None:
+    async def fail_later() -> FakeTunnel:
+        await asyncio.sleep(5 * ROUND_TRIP)
+        raise REFUSED
+
+    world = answers(fail_later, None)
+    world.reaches = True
+    async with running(world):
+        await world.until(lambda: world.link.current)
+        assert world.dialled_at[1] <= 5 * ROUND_TRIP + 0.5
 
 
 @in_virtual_time

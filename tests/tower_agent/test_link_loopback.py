@@ -8,7 +8,7 @@ import asyncio
 import dataclasses
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 import pytest
@@ -48,8 +48,10 @@ class AgentEnd:
         )
         self.dialer: Dialer
 
-    async def _dial(self, resume: Session | None) -> TunnelConnection:
-        return await self.dialer.dial(resume)
+    async def _dial(
+        self, resume: Session | None, reached: Callable[[], None]
+    ) -> TunnelConnection:
+        return await self.dialer.dial(resume, reached)
 
     def _connected(self, connection: TunnelConnection, hello: Hello) -> None:
         self.connected_at.append(time.monotonic())
