@@ -255,8 +255,8 @@ class Simulation:
 
     def freeze(self, choice: int, amount: int) -> None:
         """The newest connection freezes, or thaws."""
-        link = self.pair.links[-1]
-        link.is_frozen = not link.is_frozen
+        for link in self.pair.links[-1:]:
+            link.is_frozen = not link.is_frozen
 
     # What the two processes do
 
