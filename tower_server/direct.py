@@ -39,6 +39,11 @@ _log = logging.getLogger(__name__)
 # where nobody answers; so many that do not answer would still leave room for others.
 MAX_LOOKS_AT_ONCE = 256
 
+# So much time for each member's first handshake and three of our signatures, where many begin
+# together; and at most a little more than one round of looks.
+SPREAD_SECONDS = 0.01
+MAX_SPREAD_SECONDS = 4.0
+
 # How often certificates are looked at that we serve with (they are due 10 days before their end),
 # and members tried again whose kubeconfig could not be read.
 MAINTENANCE_SECONDS = 30.0
@@ -206,8 +211,11 @@ class DirectConnections:
             budget=self._budget,
         )
         self._clusters[name] = cluster
+        # Of a thousand that begin together, each with a handshake.
+        spread = min(len(self._clusters) * SPREAD_SECONDS, MAX_SPREAD_SECONDS)
+        after = self._randomness.uniform(0, spread) if len(self._clusters) > 1 else 0.0
         self._running[name] = self._tasks.start(
-            cluster.run(self._places, self._randomness), str(name)
+            cluster.run(self._places, self._randomness, after_seconds=after), str(name)
         )
 
     def _read(self, member: DirectMember) -> Reached:

@@ -157,8 +157,15 @@ class DirectCluster:
 
     # Looking after it
 
-    async def run(self, places: asyncio.Semaphore, randomness: random.Random) -> None:
+    async def run(
+        self,
+        places: asyncio.Semaphore,
+        randomness: random.Random,
+        *,
+        after_seconds: float = 0.0,
+    ) -> None:
         """Ask the member how it is, again and again, until cancelled; `places` bounds how many do."""
+        await asyncio.sleep(after_seconds)
         while True:
             self._news.clear()
             self._reread()
