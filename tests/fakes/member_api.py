@@ -19,6 +19,9 @@ from shared.member.questions import MemberAnswer, MemberRequest
 __all__ = ["MemberApi", "client", "member_api"]
 
 
+_ENDED = web.AppKey("ended", asyncio.Event)
+
+
 @dataclasses.dataclass
 class MemberApi:
     """The member as a test sees it; change the fields at any time."""
@@ -44,6 +47,7 @@ class MemberApi:
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._guard])
+        app[_ENDED] = asyncio.Event()
         app.router.add_get("/version", self._version)
         app.router.add_get("/api/v1/namespaces/kube-system", self._namespace)
         reviews = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
@@ -58,6 +62,11 @@ class MemberApi:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        if request.app[_ENDED].is_set():
+            # A connection whose TLS came about while the server ended is nobody's, and lives on.
+            if request.transport is not None:
+                request.transport.abort()
+            raise asyncio.CancelledError
         if self.answer_with is not None:
             return _status(self.answer_with, "told to")
         given = request.headers.get("Authorization")
@@ -139,7 +148,8 @@ async def member_api(
 ) -> AsyncIterator[tuple[MemberApi, MemberRequest]]:
     """Run a member on loopback; yields it and a client of it (for plain HTTP)."""
     member = member or MemberApi()
-    runner = web.AppRunner(member.app(), access_log=None, shutdown_timeout=0.1)
+    app = member.app()
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     try:
         await web.TCPSite(
@@ -148,6 +158,7 @@ async def member_api(
         member.address = f"127.0.0.1:{runner.addresses[0][1]}"
         yield member, client(member.address)
     finally:
+        app[_ENDED].set()
         await runner.cleanup()
 
 
