@@ -107,3 +107,35 @@ def test_cycles_are_collected_and_the_heap_trimmed_again_and_again(
         call()
         assert dead() is None
         assert len(trims) == number
+
+
+# As a handshake leaves it: much that is free at the heap's end, and below our threshold.
+SPOILT = """
+import ctypes, os
+from shared.tunnel import tuning
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+tuning.clean_heap_top()  # nothing has been tuned yet: does nothing
+assert tuning.tune_allocator()
+spoil = bytes(1) * 20_000_000
+before = resident()
+del spoil
+assert before - resident() < 1_000_000, "the heap keeps it"
+tuning.clean_heap_top()
+assert before - resident() > 15_000_000, (before, resident())
+# The thresholds are ours again.
+spoil = bytes(1) * 20_000_000
+before = resident()
+del spoil
+assert before - resident() < 1_000_000, "the heap has lost its patience"
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's heap")
+def test_what_lies_free_at_the_heaps_end_is_given_back_when_asked() -> None:
+    subprocess.run(
+        [sys.executable, "-c", SPOILT],
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        check=True,
+        timeout=60,
+    )
