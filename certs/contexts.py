@@ -30,6 +30,7 @@ __all__ = [
     "own_https",
     "peer_certificate",
     "peer_user",
+    "proven_user",
     "sealed_client",
     "sealed_server",
     "unverified",
@@ -52,8 +53,13 @@ OuterMode = Literal["tower", "system", "custom"]
 # -- Servers -------------------------------------------------------------------------------
 
 
-def own_https(cert_chain_pem: bytes, key_pem: bytes) -> ssl.SSLContext:
-    """The server's own HTTPS: join, tunnels, admin. Asks for no client certificate.
+def own_https(
+    cert_chain_pem: bytes, key_pem: bytes, ca_pem: bytes | None = None
+) -> ssl.SSLContext:
+    """The server's own HTTPS: join, tunnels, the gateway.
+
+    With a CA, a client may show a certificate of it, and need not. Whoever believes it
+    demands TLS 1.3 and a role: see `proven_user`.
 
     TLS 1.2 is allowed here: reverse proxies in front of us may speak nothing newer.
     """
@@ -61,6 +67,13 @@ def own_https(cert_chain_pem: bytes, key_pem: bytes) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     context.set_alpn_protocols([HTTP_PROTOCOL])
+    if ca_pem is not None:
+        context.verify_mode = ssl.CERT_OPTIONAL
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        _trust(context, ca_pem)
+        # As in `_mutual_server`: every connection proves itself anew.
+        context.num_tickets = 0
+        context.options |= ssl.OP_NO_TICKET
     _load_identity(context, cert_chain_pem, key_pem)
     return context
 
@@ -226,6 +239,22 @@ def peer_user(connection: ssl.SSLObject | ssl.SSLSocket, zone: str) -> UserIdent
         ValueError: If the peer showed none.
     """
     return _user_in(_peer_der(connection), zone)
+
+
+def proven_user(
+    connection: ssl.SSLObject | ssl.SSLSocket, zone: str
+) -> UserIdentity | None:
+    """`peer_user` where a certificate may be shown and need not: None without one.
+
+    Raises:
+        RoleError: If it is no user certificate of this zone.
+        ValueError: If it came over an older TLS, whose sessions can be resumed.
+    """
+    if not connection.getpeercert(binary_form=True):
+        return None
+    if connection.version() != "TLSv1.3":
+        raise ValueError("a client certificate is believed over TLS 1.3 only")
+    return peer_user(connection, zone)
 
 
 @lru_cache(MAX_KNOWN_USERS)

@@ -2,6 +2,7 @@
 
 links ──dial──▶ server            reporter ──control stream──▶ server
 server ──streams──▶ dispatcher ─┬─ sealed ──▶ TLS end ──▶ relay ──▶ pool ──▶ apiserver
+                                ├─ gateway ─▶ TLS end ──▶ relay ──▶ (the same)
                                 └─ tcp/NAME ──▶ raw target
 """
 
@@ -18,13 +19,14 @@ from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
-from certs.contexts import outer_client, sealed_server
+from certs.contexts import inner_server, outer_client, sealed_server
 from certs.joining import JoinString
 from shared.http.apiserver import ApiServer, BadKubeconfig, from_kubeconfig, in_cluster
 from shared.http.identity import Policy
 from shared.http.upstream import UpstreamPool
 from shared.member.client import MemberClient
 from shared.member.expiry import credential_expires_at
+from shared.member.gateway import GatewayFace
 from shared.member.preflight import MemberFacts, PreflightFailed, check_member
 from shared.member.questions import MemberRequest
 from shared.member.report import MemberProbe
@@ -275,6 +277,14 @@ class _Agent:
             policy=policy,
             pool=pool,
         )
+        self._gateway = GatewayFace(
+            self._sealed,
+            cluster=credentials.cluster,
+            zone=credentials.zone,
+            context=inner_server(
+                credentials.certificate_pem, credentials.key_pem, credentials.ca_pem
+            ),
+        )
         targets = {target.name: target.address for target in settings.targets}
         self._raw = RawTargets(targets, self._tasks)
         self._place, self._instance = _place(settings), secrets.token_hex(8)
@@ -294,6 +304,7 @@ class _Agent:
         dispatcher = Dispatcher(
             self._raw,
             self._sealed.open,
+            self._gateway.open,
             link.tunnel_ready,
             link.tunnel_lost,
             link.going_away,

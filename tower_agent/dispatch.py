@@ -1,6 +1,7 @@
 """What a stream from the server is opened to: the one switch over targets.
 
 sealed     a control plane's TLS connection to this member's apiserver
+gateway    requests of callers whom the server has authenticated, inside mutual TLS with it
 tcp/NAME   a raw target of the agent's own list
 """
 
@@ -8,6 +9,7 @@ import logging
 from collections.abc import Callable
 
 from shared.errors import Code
+from shared.member.gateway import GATEWAY_TARGET
 from shared.mux.stream import Stream
 from shared.tunnel.connection import TunnelConnection
 from shared.wire.frames import GoAway
@@ -26,12 +28,14 @@ class Dispatcher:
         self,
         raw: RawTargets,
         open_sealed: Callable[[Stream], None],
+        open_gateway: Callable[[Stream], None],
         tunnel_ready: Callable[[TunnelConnection, Hello], None],
         tunnel_lost: Callable[[TunnelConnection, str], None],
         going_away: Callable[[TunnelConnection, GoAway], None],
     ) -> None:
         self._raw = raw
         self._open_sealed = open_sealed
+        self._open_gateway = open_gateway
         self._tunnel_ready = tunnel_ready
         self._tunnel_lost = tunnel_lost
         self._going_away = going_away
@@ -43,6 +47,8 @@ class Dispatcher:
         kind, _, name = stream.target.partition("/")
         if stream.target == "sealed":
             self._open_sealed(stream)
+        elif stream.target == GATEWAY_TARGET:
+            self._open_gateway(stream)
         elif kind == "tcp":
             self._raw.open(stream, name)
         else:

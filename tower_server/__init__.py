@@ -9,11 +9,13 @@ How the parts talk, from the outside in:
                      and admin_client, which speaks to the admin socket
     app              builds everything and hands each part what it needs
     front_door       one port; by the first bytes a connection goes to a member's agent (sealed),
-                     or to our own_https: tunnels to the listener, the rest to endpoints;
+                     or to our own_https: tunnels to the listener, paths of clusters to the gateway,
+                     the rest to endpoints;
                      client_hello reads those bytes, half_open counts strangers (both pure);
                      turns lets the newest shake hands first, a few at a time
     listener         takes tunnels, and has the registry know which sessions are alive; admission:
                      how many handshakes at a time; parking: sessions that wait for their agent
+    gateway          the clusters' APIs through our own HTTPS, for callers whom we authenticate
     control          what an agent reports inside a tunnel; entry: raw TCP ports, for tests
     state            the CA, the server's identity and its store, from a directory or from the host cluster;
                      state_directory: one server at a time; host_state: the same in Secrets;

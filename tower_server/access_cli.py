@@ -24,6 +24,7 @@ from tower_server.private_output import write_private_text
 __all__ = [
     "CLUSTER_VARIABLE",
     "EXEC_INFO_VARIABLE",
+    "Face",
     "Format",
     "add_commands",
     "credential",
@@ -45,6 +46,13 @@ class Format(StrEnum):
     FLUX = "flux"
     CLUSTER_API = "cluster-api"
     CLUSTER_PROFILE = "clusterprofile"
+
+
+class Face(StrEnum):
+    """By which way a kubeconfig leads to the cluster; a test compares it with `kubeconfig.Face`."""
+
+    SEALED = "sealed"
+    GATEWAY = "gateway"
 
 
 UserOption = Annotated[
@@ -128,6 +136,14 @@ def kubeconfig(
             help="A label of the object, by which an ApplicationSet selects it. Can be given more than once.",
         ),
     ] = None,
+    face: Annotated[
+        Face,
+        typer.Option(
+            metavar="|".join(Face),
+            help="`sealed`: TLS ends in the member's agent, and the server sees nothing. `gateway`: it ends in the "
+            "server, so that a request needs one round trip to the member and no TLS handshake there.",
+        ),
+    ] = Face.SEALED,
     plugin: Annotated[
         bool,
         typer.Option(
@@ -175,12 +191,14 @@ def kubeconfig(
     if form is not Format.KUBECONFIG or namespace or object_name or label:
         order |= {"format": form, "namespace": namespace, "name": object_name}
         order |= {"labels": label or None}
+    way = {} if face is Face.SEALED else {"face": face}
     with admin_api(context) as admin:
         wanted = _wanted(admin, names or [], every=every)
         if plugin:
             _refuse_object(form)
             arguments = _plugin_arguments(context, user, group or [], ttl)
             order = {"plugin": arguments}
+        order |= way
         answers = [
             admin.post("kubeconfig", order=order | {"cluster": name}) for name in wanted
         ]

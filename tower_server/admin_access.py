@@ -20,6 +20,7 @@ from tower_server.kubeconfig import (
     DEFAULT_TTL,
     MAX_TTL,
     MIN_TTL,
+    Face,
     KubeconfigUser,
     check_user,
 )
@@ -29,7 +30,7 @@ __all__ = ["AccessOrder", "AccessOrders", "read_access_order"]
 _FIELDS = frozenset(
     {
         *("cluster", "user", "groups", "ttl_seconds"),
-        *("format", "namespace", "name", "labels", "api_version", "plugin"),
+        *("format", "namespace", "name", "labels", "api_version", "plugin", "face"),
     }
 )
 
@@ -42,6 +43,8 @@ class AccessOrder:
     identity: KubeconfigUser
     ttl: timedelta
     form: AccessForm
+    # By which way it leads there.
+    face: Face
     # Not empty: nothing is signed; the kubeconfig runs `tower` with these arguments.
     plugin: tuple[str, ...]
 
@@ -61,6 +64,7 @@ async def read_access_order(request: web.Request) -> AccessOrder:
         maximum=MAX_TTL,
     )
     try:
+        face = _face(order.text("face"))
         return AccessOrder(
             cluster=cluster,
             identity=check_user(order.text("user"), order.texts("groups")),
@@ -72,6 +76,7 @@ async def read_access_order(request: web.Request) -> AccessOrder:
                 labels=order.texts("labels"),
                 api_version=order.text("api_version"),
             ),
+            face=face,
             plugin=tuple(order.texts("plugin")),
         )
     except ValueError as error:
@@ -79,6 +84,15 @@ async def read_access_order(request: web.Request) -> AccessOrder:
         if not sentence.endswith("."):
             sentence = f"{sentence[0].upper()}{sentence[1:]}."
         raise AdminError(ErrorCode.REFUSED, sentence) from error
+
+
+def _face(name: str | None) -> Face:
+    try:
+        return Face(name or Face.SEALED)
+    except ValueError:
+        raise ValueError(
+            f"There is no face {name!r}: it is one of {', '.join(Face)}."
+        ) from None
 
 
 class AccessOrders:
@@ -92,11 +106,17 @@ class AccessOrders:
     ) -> dict[str, object]:
         """Return the answer's fields; one of them contains a private key unless a plugin is wanted."""
         if wanted.plugin:
-            text = self._issuer.plugin_kubeconfig(wanted.cluster, wanted.plugin)
+            text = self._issuer.plugin_kubeconfig(
+                wanted.cluster, wanted.face, wanted.plugin
+            )
             return {"cluster": wanted.cluster, "kubeconfig": text}
         identity = wanted.identity
         issued = self._issuer.issue(
-            wanted.cluster, identity, wanted.ttl, version=version
+            wanted.cluster,
+            identity,
+            wanted.ttl,
+            face=wanted.face,
+            version=version,
         )
         audit(
             request,

@@ -2,6 +2,7 @@
 
 front door ─┬─ sealed ──▶ registry ──▶ session of the cluster (its agent's, or a direct one)
             └─ own HTTPS ─┬─ /tunnel ──▶ listener
+                          ├─ /clusters/… ──▶ gateway ──▶ registry
                           └─ the rest ──▶ aiohttp (join, health)
 admin socket ──▶ admin API          raw entries ──▶ registry
 """
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from certs.assertion import AssertionVerifier
-from certs.contexts import inner_server, own_https
+from certs.contexts import inner_client, inner_server, own_https
 from certs.names import ClusterName
 from shared.errors import Code, StreamReset
 from shared.metrics import Metric
@@ -38,6 +39,8 @@ from tower_server.control import ControlEnd, identify_agent
 from tower_server.direct import DirectConnections
 from tower_server.entry import RawEntry
 from tower_server.front_door import FrontDoor
+from tower_server.gateway.face import GatewayFace
+from tower_server.gateway.streams import StreamPools
 from tower_server.identity import ServerIdentity
 from tower_server.join import JoinService
 from tower_server.listener import TunnelListener
@@ -152,8 +155,12 @@ class _Server:
         self._web = web.AppRunner(
             application, access_log=None, shutdown_timeout=STOP_SECONDS
         )
+        self._gateway = self._make_gateway()
         self._own = OwnHttps(
-            self._outer_context(), self._make_web, self._listener.protocol
+            self._outer_context(),
+            self._make_web,
+            self._listener.protocol,
+            self._gateway.protocol,
         )
         self._door = FrontDoor(authority.zone, self._registry, self._own.serve)
 
@@ -166,6 +173,7 @@ class _Server:
         await self._web.setup()
         stack.push_async_callback(self._web.cleanup)
         stack.callback(self._own.close)
+        stack.callback(self._gateway.close, "the server stops")
         stack.push_async_callback(
             self._listener.close, "the server stops", STOP_SECONDS
         )
@@ -338,12 +346,34 @@ class _Server:
         self._identity = identity
         self._own.context = self._outer_context()
         self._control_context = self._inner_context()
+        self._gateway.pools.context = self._gateway_context()
         self._join.renew(identity.key, identity.certificate)
         self._renewal.renew_server(identity.key, identity.certificate)
         _log.info("renewed the server's certificate")
 
     def _outer_context(self) -> ssl.SSLContext:
-        return own_https(self._identity.chain_pem, self._identity.key_pem)
+        return own_https(
+            self._identity.chain_pem, self._identity.key_pem, self._authority.pem
+        )
+
+    def _make_gateway(self) -> GatewayFace:
+        return GatewayFace(
+            zone=self._authority.zone,
+            registry=self._registry,
+            pools=StreamPools(
+                self._gateway_context(),
+                lambda connection, session: identify_agent(
+                    connection, session, self._authority.zone
+                ),
+                asyncio.get_running_loop(),
+            ),
+            loop=asyncio.get_running_loop(),
+            now=lambda: datetime.now(UTC),
+        )
+
+    def _gateway_context(self) -> ssl.SSLContext:
+        identity = self._identity
+        return inner_client(identity.chain_pem, identity.key_pem, self._authority.pem)
 
     def _inner_context(self) -> ssl.SSLContext:
         identity = self._identity

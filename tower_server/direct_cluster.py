@@ -23,6 +23,7 @@ from shared.http.status import Refusal
 from shared.http.upstream import UpstreamPool
 from shared.member.client import MemberClient
 from shared.member.expiry import credential_expires_at
+from shared.member.gateway import GATEWAY_TARGET, GatewayFace
 from shared.member.report import MemberProbe, MemberReport
 from shared.member.sealed import SealedFace
 from shared.mux.budget import WindowBudget
@@ -98,6 +99,12 @@ class DirectCluster:
             zone=certificate.zone,
             policy=reached.policy,
             pool=self._pool,
+        )
+        self._gateway = GatewayFace(
+            self._face,
+            cluster=reached.member.cluster,
+            zone=certificate.zone,
+            context=None,  # the server is us
         )
         self._request = MemberClient(self._pool)
         self._probe = MemberProbe(
@@ -242,6 +249,8 @@ class DirectCluster:
     def _open(self, stream: Stream) -> None:
         if stream.target == "sealed":
             self._face.open(stream)
+        elif stream.target == GATEWAY_TARGET:
+            self._gateway.open(stream)
         else:
             stream.reset(
                 Code.REFUSED,

@@ -7,14 +7,16 @@ from typing import Any
 
 from certs import chains, keys
 from certs.authority import Authority
-from certs.names import ClusterName, host_name
+from certs.names import ClusterName
 from shared.settings import HostPort
 from tower_server.kubeconfig import (
+    Face,
     KubeconfigUser,
     build_kubeconfig,
     client_certificate,
     cluster_url,
     credential_plugin,
+    tls_server_name,
 )
 from tower_server.publication import ClusterAccess
 
@@ -50,6 +52,7 @@ class AccessIssuer:
         identity: KubeconfigUser,
         ttl: timedelta,
         *,
+        face: Face = Face.SEALED,
         version: str | None = None,
     ) -> IssuedAccess:
         """Make a new key and a certificate that is good for one cluster and for `ttl`.
@@ -70,13 +73,13 @@ class AccessIssuer:
         access = ClusterAccess(
             cluster=cluster,
             url=cluster_url(self._public_address, cluster),
-            tls_server_name=host_name(cluster, self._authority.zone),
+            tls_server_name=tls_server_name(face, cluster, self._authority.zone),
             ca_pem=self._authority.pem,
             certificate_pem=certificate_pem,
             key_pem=key_pem,
             not_after=certificate.not_valid_after_utc,
             kubeconfig=self._kubeconfig(
-                cluster, client_certificate(certificate_pem, key_pem)
+                cluster, face, client_certificate(certificate_pem, key_pem)
             ),
             version=version,
         )
@@ -84,15 +87,20 @@ class AccessIssuer:
             access=access, identity=identity, serial=certificate.serial_number
         )
 
-    def plugin_kubeconfig(self, cluster: ClusterName, arguments: Sequence[str]) -> str:
+    def plugin_kubeconfig(
+        self, cluster: ClusterName, face: Face, arguments: Sequence[str]
+    ) -> str:
         """A kubeconfig without a secret: its user runs `tower` with these arguments and the name."""
-        return self._kubeconfig(cluster, credential_plugin([*arguments, cluster]))
+        return self._kubeconfig(cluster, face, credential_plugin([*arguments, cluster]))
 
-    def _kubeconfig(self, cluster: ClusterName, user: Mapping[str, Any]) -> str:
+    def _kubeconfig(
+        self, cluster: ClusterName, face: Face, user: Mapping[str, Any]
+    ) -> str:
         return build_kubeconfig(
             cluster=cluster,
             zone=self._authority.zone,
             public_address=self._public_address,
             ca_pem=self._authority.pem,
             user=user,
+            face=face,
         )

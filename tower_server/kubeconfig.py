@@ -5,13 +5,15 @@ It is an ordinary kubeconfig. Two things in it are on purpose:
 - The URL has the cluster in its path, because kubectl keys its discovery cache, and Argo CD its
   clusters, by URL: with one URL for all, the CRDs of two members get mixed up.
 - `tls-server-name` leads the connection to the member's agent: the server relays it by that
-  name, sealed, and the agent is who has to prove the name.
+  name, sealed, and the agent is who has to prove the name. Without it the server itself
+  answers: that is the gateway.
 """
 
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import StrEnum
 from typing import Any
 
 import yaml
@@ -24,6 +26,7 @@ __all__ = [
     "DEFAULT_GROUPS",
     "DEFAULT_TTL",
     "DEFAULT_USER",
+    "Face",
     "KubeconfigUser",
     "build_kubeconfig",
     "client_certificate",
@@ -33,6 +36,7 @@ __all__ = [
     "MIN_TTL",
     "check_user",
     "cluster_url",
+    "tls_server_name",
 ]
 
 # What an agent's manifest binds to cluster-admin in the member, unless its admin binds it to less.
@@ -47,6 +51,13 @@ MIN_TTL = timedelta(minutes=1)
 
 # No user certificate outlives an agent's: see certs.authority.
 MAX_TTL = MAX_USER_LIFETIME
+
+
+class Face(StrEnum):
+    """By which of the server's faces a kubeconfig leads to the cluster."""
+
+    SEALED = "sealed"
+    GATEWAY = "gateway"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +100,11 @@ def cluster_url(public_address: HostPort, cluster: ClusterName) -> str:
     return f"https://{public_address}/clusters/{cluster}"
 
 
+def tls_server_name(face: Face, cluster: ClusterName, zone: str) -> str | None:
+    """Whom a client of this face has to ask for in TLS; None: the host of the URL."""
+    return host_name(cluster, zone) if face is Face.SEALED else None
+
+
 def client_certificate(certificate_pem: bytes, key_pem: bytes) -> dict[str, Any]:
     """The `user` of a kubeconfig that brings its certificate, and its private key, along."""
     return {
@@ -118,6 +134,7 @@ def build_kubeconfig(
     public_address: HostPort,
     ca_pem: bytes,
     user: Mapping[str, Any],
+    face: Face = Face.SEALED,
 ) -> str:
     """Build the YAML text; the same arguments give the same text.
 
@@ -128,6 +145,7 @@ def build_kubeconfig(
         user: Of `client_certificate`, and then the text contains the private key; or of
             `credential_plugin`.
     """
+    name = tls_server_name(face, cluster, zone)
     document = {
         "apiVersion": "v1",
         "kind": "Config",
@@ -136,7 +154,7 @@ def build_kubeconfig(
                 "name": str(cluster),
                 "cluster": {
                     "server": cluster_url(public_address, cluster),
-                    "tls-server-name": host_name(cluster, zone),
+                    **({} if name is None else {"tls-server-name": name}),
                     "certificate-authority-data": _base64(ca_pem),
                 },
             }

@@ -1,12 +1,16 @@
-"""The server's own HTTPS on the shared port: tunnels to the listener, the rest to aiohttp.
+"""The server's own HTTPS on the shared port: tunnels, the gateway, and the rest to aiohttp.
 
 Ends the TLS of a connection that the front door hands over, reads the first request
-head, and gives connection and bytes to whoever serves that path. A tunnel gets the TLS
-transport itself: aiohttp is never on the way of a byte. A connection of aiohttp's stays
-behind `_Connection`, which ends it in time: nobody is authenticated there.
+head, and gives connection and bytes to whoever serves that path. A tunnel and the gateway
+get the TLS transport itself: aiohttp is never on the way of a byte. A connection of
+aiohttp's stays behind `_Connection`, which ends it in time: nobody is authenticated there.
 
-Every other answer than a tunnel's closes its connection. A proxy that ends TLS in front
-of us would else keep it, send its next request over it, and that may be a tunnel's.
+Every answer of aiohttp's closes its connection. A proxy that ends TLS in front of us would
+else keep it, send its next request over it, and that may be a tunnel's. The gateway keeps
+connections, and gives one back to us when a request comes on it that is not its own.
+
+The TLS is put on a TCP transport that we know, because that one is what may be paused:
+uvloop's TLS transports lose what they hold when they are paused at the end.
 """
 
 import asyncio
@@ -14,11 +18,13 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import Callable
-from typing import cast
+from contextlib import suppress
 
 from aiohttp import web
 
 from shared.tunnel.tuning import clean_heap_top
+from tower_server.gateway.face import TakeOver
+from tower_server.gateway.routes import begins_with_route
 
 __all__ = ["OwnHttps", "close_after_answer"]
 
@@ -34,6 +40,9 @@ TLS_SHUTDOWN_SECONDS = 2.0
 WEB_SECONDS = 30.0
 # Connections with aiohttp, each about 150 KiB. Tunnels do not count.
 MAX_WEB_CONNECTIONS = 256
+
+# More than anybody sends before we answer: the kernel keeps it until TLS reads it.
+_UNREAD_BYTES = 64 * 1024
 
 _TUNNEL_LINE = b"GET /tunnel "
 _END_OF_HEAD = b"\r\n\r\n"
@@ -56,11 +65,13 @@ class OwnHttps:
         context: ssl.SSLContext,
         make_web: Callable[[], asyncio.Protocol],
         make_tunnel: Callable[[], asyncio.Protocol],
+        make_gateway: Callable[[asyncio.Transport, TakeOver], asyncio.Protocol],
     ) -> None:
         # Replaced when the server's certificate is renewed; open connections keep theirs.
         self.context = context
         self.make_web = make_web
         self.make_tunnel = make_tunnel
+        self.make_gateway = make_gateway
         # Connections whose head is not here yet, or that aiohttp serves.
         self.connections: set[_Connection] = set()
         self.web_connections = 0
@@ -73,22 +84,41 @@ class OwnHttps:
         Raises OSError (ssl.SSLError is one) when there is no TLS to be had; then, and when
         it is cancelled, the socket is closed or the caller's to close.
         """
+        loop = asyncio.get_running_loop()
         connection = _Connection(self)
+        # The transport begins to read at once, and what it reads is lost to TLS: so there
+        # is nothing to be read until TLS is there. (To pause it is too early on uvloop.)
+        _wake_at(accepted, _UNREAD_BYTES)
+        source, _ = await loop.connect_accepted_socket(asyncio.Protocol, accepted)
         clean_heap_top()  # of 5,000 idle tunnels that is 100 MB
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: connection,
-                accepted,
-                ssl=self.context,
+            # By then start_tls has put its protocol there.
+            loop.call_soon(_wake_at, accepted, 1)
+            transport = await loop.start_tls(
+                source,
+                connection,
+                self.context,
+                server_side=True,
                 ssl_handshake_timeout=TLS_HANDSHAKE_SECONDS,
                 ssl_shutdown_timeout=TLS_SHUTDOWN_SECONDS,
             )
+            assert transport is not None
+            connection.connected(transport, source)
             await connection.decided
         except BaseException:
             # The loop only closes: its transport would live on for the TLS shutdown, on a
             # file descriptor that the caller closes now and the next connection gets.
-            connection.abort()
+            source.abort()
             raise
+
+    def take_over(
+        self, transport: asyncio.Transport, source: asyncio.Transport, data: bytes
+    ) -> None:
+        """Serve a connection of the gateway's from a request on that is not for it."""
+        connection = _Connection(self)
+        transport.set_protocol(connection)
+        connection.connected(transport, source)
+        connection.data_received(data)
 
     def close(self) -> None:
         """Drop every connection but the tunnels."""
@@ -104,6 +134,8 @@ class _Connection(asyncio.Protocol):
         self._owner = owner
         self._seen = bytearray()
         self._transport: asyncio.Transport | None = None
+        # The TCP one under its TLS. Set by connected.
+        self._source: asyncio.Transport | None = None
         # For the head, then for the whole of aiohttp's work.
         self._deadline: asyncio.TimerHandle | None = None
         # aiohttp's protocol, once it is its connection.
@@ -115,19 +147,29 @@ class _Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are no subclass, only the same.
-        self._transport = cast(asyncio.Transport, transport)
+    def connected(
+        self, transport: asyncio.Transport, source: asyncio.Transport
+    ) -> None:
+        """Called instead of connection_made."""
+        if self.decided.done():
+            return  # it has been lost meanwhile
+        self._transport, self._source = transport, source
         self._owner.connections.add(self)
         self._abort_in(HEAD_DEADLINE_SECONDS)
+        self._look(0)
 
     def data_received(self, data: bytes) -> None:
         if self._web is not None:
             self._web.data_received(data)
             return
+        searched = max(0, len(self._seen) - len(_END_OF_HEAD) + 1)
+        self._seen += data
+        # Before we are connected, a request may be here already.
+        if self._transport is not None:
+            self._look(searched)
+
+    def _look(self, searched: int) -> None:
         seen = self._seen
-        searched = max(0, len(seen) - len(_END_OF_HEAD) + 1)
-        seen += data
         if seen.find(_END_OF_HEAD, searched) >= 0:
             self._decide(bytes(seen))
         elif len(seen) > MAX_HEAD_BYTES:
@@ -137,10 +179,16 @@ class _Connection(asyncio.Protocol):
         self._seen.clear()
         owner = self._owner
         is_tunnel = seen.startswith(_TUNNEL_LINE)
-        owner.counts["tunnel" if is_tunnel else "web"] += 1
+        is_gateway = not is_tunnel and begins_with_route(seen)
+        kind = "tunnel" if is_tunnel else "gateway" if is_gateway else "web"
+        owner.counts[kind] += 1
         self._settle()
         if is_tunnel:
             self._make_way(owner.make_tunnel(), seen)
+        elif is_gateway:
+            assert self._source is not None  # it is connected
+            gateway = owner.make_gateway(self._source, owner.take_over)
+            self._make_way(gateway, seen)
         elif owner.web_connections >= MAX_WEB_CONNECTIONS:
             owner.counts["too_many_web"] += 1
             self.abort()
@@ -193,3 +241,8 @@ class _Connection(asyncio.Protocol):
             self._deadline.cancel()
         loop = asyncio.get_running_loop()
         self._deadline = loop.call_later(seconds, self.abort)
+
+
+def _wake_at(accepted: socket.socket, byte_count: int) -> None:
+    with suppress(OSError):  # it may be closed by now
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, byte_count)

@@ -80,7 +80,8 @@ class ClusterAccess:
 
     cluster: ClusterName
     url: str
-    tls_server_name: str
+    # None: it is the host of the URL.
+    tls_server_name: str | None
     ca_pem: bytes = field(repr=False)
     certificate_pem: bytes = field(repr=False)
     key_pem: bytes = field(repr=False)
@@ -139,7 +140,7 @@ def _argocd(access: ClusterAccess, place: Place) -> dict[str, Any]:
     config = {
         "tlsClientConfig": {
             "insecure": False,
-            "serverName": access.tls_server_name,
+            **_named("serverName", access),
             "caData": _base64(access.ca_pem),
             "certData": _base64(access.certificate_pem),
             "keyData": _base64(access.key_pem),
@@ -153,6 +154,11 @@ def _argocd(access: ClusterAccess, place: Place) -> dict[str, Any]:
     secret = _secret(access, place, data)
     secret["metadata"]["labels"]["argocd.argoproj.io/secret-type"] = "cluster"
     return secret
+
+
+def _named(field: str, access: ClusterAccess) -> dict[str, str]:
+    name = access.tls_server_name
+    return {} if name is None else {field: name}
 
 
 def _secret(
@@ -178,7 +184,7 @@ def _cluster_profile(access: ClusterAccess, place: Place) -> dict[str, Any]:
     metadata["labels"]["x-k8s.io/cluster-manager"] = CLUSTER_MANAGER
     cluster = {
         "server": access.url,
-        "tls-server-name": access.tls_server_name,
+        **_named("tls-server-name", access),
         "certificate-authority-data": _base64(access.ca_pem),
         "extensions": [
             {

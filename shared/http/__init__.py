@@ -11,6 +11,7 @@
     apiserver    where the apiserver is, and our credential to it
     route        the way there: TCP or a proxy, and TLS
     upstream     the warm pool of connections to it
+    asserted     a caller for whom another end of ours vouches, request by request     (pure)
     exchange     one request and its answer
     relay        one client connection: request after request, upgrades, limits
     reviews      may this caller impersonate that user?
@@ -32,9 +33,9 @@ caller can use it. In the agent, for a stream opened to `sealed`:
     )
     end.start(stream)                                   # and `end` is the stream's handler
 
-and for a caller whom somebody else has authenticated (gateway, direct connection):
+and for callers whom a server of ours has authenticated, and names with each request:
 
-    handler = service.serve(stream, Caller(...))
+    handler = service.serve_asserted(stream, cluster, refusal)
 
 At the end: `service.end_all(...)`, then `await pool.close()`.
 """

@@ -21,7 +21,7 @@ from shared.http.framing import (
 )
 from shared.http.heads import MAX_HEAD_BYTES, BadResponse, parse_response_head
 from shared.http.status import Refusal
-from shared.http.upstream import UpstreamConnection, UpstreamPool
+from shared.http.upstream import Upstream, UpstreamPool
 
 __all__ = ["MAX_ANSWER_BYTES", "TIMEOUT_SECONDS", "JsonCall", "request_json"]
 
@@ -55,7 +55,7 @@ class JsonCall:
         self._method = method.encode("ascii")
         self._request = _request(pool, self._method, path, body, content_type)
         self._on_done: Callable[[Answer | Refusal], None] | None = on_done
-        self._connection: UpstreamConnection | None = None
+        self._connection: Upstream | None = None
         # Bytes of the answer: first of its head, then of its body.
         self._received: list[bytes] = []
         self._received_bytes = 0
@@ -77,7 +77,7 @@ class JsonCall:
 
     # -- UpstreamUser -------------------------------------------------------------------
 
-    def upstream_ready(self, connection: UpstreamConnection) -> None:
+    def upstream_ready(self, connection: Upstream) -> None:
         self._connection = connection
         connection.write(self._request)
 

@@ -13,6 +13,7 @@ used again only if both bodies were complete and nothing came behind them.
 import re
 from typing import Protocol
 
+from shared.errors import StreamReset
 from shared.http.framing import BadBody, Body, EndlessBody, response_body
 from shared.http.heads import (
     MAX_HEAD_BYTES,
@@ -23,7 +24,7 @@ from shared.http.heads import (
 )
 from shared.http.status import Refusal
 from shared.http.translation import Outgoing
-from shared.http.upstream import UpstreamConnection, UpstreamPool
+from shared.http.upstream import Upstream, Upstreams
 
 __all__ = ["Client", "Exchange"]
 
@@ -34,8 +35,6 @@ _REPEATABLE_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 _LOCATION = re.compile(
     rb"^(location:[ \t]*)(/(?!/)[^\r]*)", re.IGNORECASE | re.MULTILINE
 )
-# Paths whose answers come from a Pod, a Service or a Node behind the apiserver.
-_PROXIED = re.compile(rb"/(?:pods|services|nodes)/[^/?]+/proxy(?:[/?]|$)")
 
 
 class Client(Protocol):
@@ -84,12 +83,12 @@ class Exchange:
         "_upstream_keeps_alive",
     )
 
-    def __init__(self, client: Client, pool: UpstreamPool, outgoing: Outgoing) -> None:
+    def __init__(self, client: Client, pool: Upstreams, outgoing: Outgoing) -> None:
         self._client = client
         self._pool = pool
         self._outgoing = outgoing
         # Set while a connection is ours.
-        self._connection: UpstreamConnection | None = None
+        self._connection: Upstream | None = None
         # The framing of the answer's body. None: its head has not come.
         self._body: Body | None = None
         # What has come of the answer's head.
@@ -151,7 +150,7 @@ class Exchange:
 
     # -- UpstreamUser -------------------------------------------------------------------
 
-    def upstream_ready(self, connection: UpstreamConnection) -> None:
+    def upstream_ready(self, connection: Upstream) -> None:
         self._begin(connection)
         if not self._is_over:
             self._client.exchange_can_send()
@@ -170,7 +169,7 @@ class Exchange:
             elif self._held or not self._pass_whole(data):
                 self._receive_head(data)
         except (BadResponse, BadBody) as error:
-            self._fail(f"the apiserver's answer is not understood: {error}")
+            self._fail(f"the answer of {self._pool.far_end} is not understood: {error}")
 
     def upstream_ended(self, error: Exception | None) -> None:
         connection, self._connection = self._connection, None
@@ -184,8 +183,10 @@ class Exchange:
         elif isinstance(self._body, EndlessBody) and error is None:
             self._finish(keep_alive=False)
         else:
+            why = f": {error.reason}" if isinstance(error, StreamReset) else ""
             self._fail(
-                "the apiserver closed the connection before its answer was complete"
+                f"{self._pool.far_end} closed the connection before its answer was "
+                f"complete{why}"
             )
 
     def upstream_drained(self) -> None:
@@ -194,13 +195,13 @@ class Exchange:
 
     # -- inside -------------------------------------------------------------------------
 
-    def _begin(self, connection: UpstreamConnection) -> None:
+    def _begin(self, connection: Upstream) -> None:
         self._connection = connection
         if self._client.writing_is_paused:
             connection.pause_reading()
         connection.write(self._outgoing.first_bytes)
 
-    def _may_retry(self, connection: UpstreamConnection) -> bool:
+    def _may_retry(self, connection: Upstream) -> bool:
         outgoing = self._outgoing
         return (
             connection.is_reused
@@ -260,9 +261,11 @@ class Exchange:
         self, head: ResponseHead, raw_head: bytes, data: bytes, end: int
     ) -> None:
         outgoing = self._outgoing
-        if head.status == 401 and not _PROXIED.search(outgoing.target):
-            self._credential_refused()
-            return
+        if head.status == 401:
+            refusal = self._pool.own_refusal(outgoing.target)
+            if refusal is not None:
+                self._fail(refusal)
+                return
         body = response_body(head, outgoing.method)
         self._client.exchange_answered(head.status)
         request_is_open = outgoing.body is not None and not outgoing.body.is_complete
@@ -303,7 +306,7 @@ class Exchange:
         return head.status_line + lines + closing + b"\r\n"
 
     def _client_path(self, path: bytes) -> bytes:
-        base = self._pool.apiserver.base_path
+        base = self._pool.base_path
         if base and path.startswith(base + b"/"):
             path = path[len(base) :]
         return self._outgoing.prefix + path
@@ -346,16 +349,6 @@ class Exchange:
         self._client.exchange_answered(head.status)
         self._client.write(head.status_line + head.lines + lines + rest)
         self._client.exchange_upgraded()
-
-    def _credential_refused(self) -> None:
-        server = self._pool.apiserver
-        server.credential.was_refused()
-        self._is_over = True
-        self._drop_connection()
-        self._refuse_or_break(
-            f"the apiserver at {server} does not accept {server.speaker.credential} "
-            f"(401); {server.speaker.renewal}"
-        )
 
     def _fail(self, message: str) -> None:
         self._is_over = True

@@ -32,6 +32,7 @@ __all__ = [
     "check_name",
     "identity_lines",
     "judge",
+    "relayed_lines",
 ]
 
 # Longer names are nobody's; Kubernetes' own are below 253.
@@ -73,9 +74,10 @@ class Caller:
     user: str
     groups: tuple[str, ...]
     cluster: str
-    not_after: datetime
-    # Of the certificate: what the deny-list names.
-    serial: int
+    # Of the certificate: its end, and what the deny-list names. None for a caller for whom
+    # somebody else vouches, who then has to look at both (asserted.py).
+    not_after: datetime | None = None
+    serial: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,6 +182,20 @@ def judge(head: RequestHead, caller: Caller, policy: Policy) -> Forward:
         policy.check(user, groups)
         review = Review(caller.user, caller.groups, user, groups)
     return Forward(lines=lines, identity=identity_lines(user, groups), review=review)
+
+
+def relayed_lines(head: RequestHead) -> bytes:
+    """The caller's fields that pass on to another relay of ours, which will judge them.
+
+    The caller's own Impersonate-* are among them: that relay asks the member's apiserver.
+
+    Raises:
+        Refusal: If the request must not be sent.
+    """
+    impersonation: list[tuple[bytes, bytes]] = []
+    lines = _passing_lines(head, impersonation)
+    asked = b"".join(b"%b: %b\r\n" % field for field in impersonation)
+    return asked + lines
 
 
 def _passing_lines(

@@ -31,8 +31,8 @@ from shared.http.framing import BadBody
 from shared.http.heads import MAX_HEAD_BYTES
 from shared.http.identity import Review
 from shared.http.status import Refusal
-from shared.http.translation import Outgoing, Translate
-from shared.http.upstream import UpstreamPool
+from shared.http.translation import AnotherRoute, Outgoing, Translate
+from shared.http.upstream import Upstreams
 from shared.streams import ByteStream
 
 __all__ = ["AnswerCounts", "Limits", "RelayOwner", "RequestRelay"]
@@ -78,9 +78,12 @@ class RelayOwner(Protocol):
     """What all relays of one agent share."""
 
     loop: asyncio.AbstractEventLoop
-    pool: UpstreamPool
     limits: Limits
     answers: AnswerCounts
+
+    @property
+    def pool(self) -> Upstreams | None:
+        """Where requests go. None: each says it itself."""
 
     def now(self) -> datetime:
         """The wall clock's time, with its zone."""
@@ -357,6 +360,11 @@ class RequestRelay:
             self._begin(self._translate(head))
         except Refusal as refusal:
             self._refuse(refusal, without_body=head.startswith(b"HEAD "))
+        except AnotherRoute as another:
+            data = b"".join([head, *self._pending])
+            self._stream.taken(self._pending_bytes - self._early_bytes)
+            self._over()
+            another.take_over(data)
 
     def _await_head(self) -> None:
         """A head has begun: its time runs, whatever else of it comes."""
@@ -406,7 +414,9 @@ class RequestRelay:
                 self._state = _State.ANSWER
         if self._winds_down:
             outgoing.keeps_alive = False
-        self._exchange = Exchange(self, self._owner.pool, outgoing)
+        upstreams = outgoing.upstreams or self._owner.pool
+        assert upstreams is not None  # see RelayOwner.pool
+        self._exchange = Exchange(self, upstreams, outgoing)
         self._exchange.start()
 
     def _pass_body(self) -> bool:

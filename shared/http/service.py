@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from shared.errors import Code
 from shared.http.apiserver import ApiServer
+from shared.http.asserted import AssertedTranslator
 from shared.http.identity import Caller, Policy, Review
 from shared.http.relay import AnswerCounts, Limits, RequestRelay
 from shared.http.reviews import ImpersonationReviews
@@ -55,7 +56,7 @@ class RequestService:
         # first one in is the first one out.
         self._translators: dict[Caller, Translator] = {}
         # Every relay whose stream is not over, and who translates for it (None: refuses all).
-        self._relays: dict[RequestRelay, Translator | None] = {}
+        self._relays: dict[RequestRelay, Translator | AssertedTranslator | None] = {}
 
     @property
     def open_connections(self) -> int:
@@ -70,6 +71,21 @@ class RequestService:
             owner=self,
             not_after=caller.not_after,
             serial=caller.serial,
+        )
+        self._relays[relay] = translator
+        return relay
+
+    def serve_asserted(
+        self,
+        stream: ByteStream,
+        cluster: str,
+        refusal: Callable[[], Refusal | None],
+    ) -> RequestRelay:
+        """The handler of a plaintext stream from a server of ours, who says with each request
+        whose it is. `refusal` tells what all of them get instead, if that is so."""
+        translator = AssertedTranslator(cluster, self._translator, refusal)
+        relay = RequestRelay(
+            stream, translate=translator, owner=self, not_after=None, serial=None
         )
         self._relays[relay] = translator
         return relay
@@ -117,7 +133,9 @@ class RequestService:
         self.pool.renew(apiserver)
         self._translators.clear()
         for translator in self._relays.values():
-            if translator is not None:
+            if isinstance(translator, AssertedTranslator):
+                translator.forget()
+            elif translator is not None:
                 translator.use(apiserver)
 
     def end_serials(self, serials: frozenset[int], reason: str) -> int:

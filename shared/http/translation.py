@@ -14,8 +14,16 @@ from shared.http.heads import RequestHead, parse_request_head
 from shared.http.identity import Caller, Forward, Policy, Review, judge
 from shared.http.paths import cluster_prefix, strip_prefix
 from shared.http.status import Refusal
+from shared.http.upstream import Upstreams
 
-__all__ = ["Outgoing", "Translate", "Translator", "refuse_all"]
+__all__ = [
+    "SECRET_FIELDS",
+    "AnotherRoute",
+    "Outgoing",
+    "Translate",
+    "Translator",
+    "refuse_all",
+]
 
 
 # Not frozen: it is made for every request, and a frozen one takes three times as long.
@@ -37,6 +45,17 @@ class Outgoing:
     # The client's connection stays open after the answer.
     keeps_alive: bool = True
     review: Review | None = None
+    # Where it goes, if not where all requests of the relay go.
+    upstreams: Upstreams | None = None
+
+
+class AnotherRoute(Exception):
+    """A request that somebody else serves, who takes over the connection with all its bytes."""
+
+    def __init__(self, take_over: Callable[[bytes], None]) -> None:
+        super().__init__()
+        # Called with the head and what has come behind it. The relay is over by then.
+        self.take_over = take_over
 
 
 Translate = Callable[[bytes], Outgoing]
@@ -50,7 +69,7 @@ _MAX_KNOWN = 8
 # Longer fields are not worth their memory: kubectl's have 150 bytes, client-go's 300.
 _MAX_KNOWN_BYTES = 2048
 # Heads with these are not kept in memory beyond their request.
-_SECRET_FIELDS = frozenset({b"authorization", b"cookie", b"proxy-authorization"})
+SECRET_FIELDS = frozenset({b"authorization", b"cookie", b"proxy-authorization"})
 # Refusals of understood requests. Who sends malformed ones is not talked to further.
 _HARMLESS = (403, 404)
 
@@ -163,7 +182,7 @@ class Translator:
             and not head.expects_continue
             and head.minor == 1
             and head.method in (b"GET", b"HEAD", b"OPTIONS")
-            and not any(name.lower() in _SECRET_FIELDS for name, _ in head.fields)
+            and not any(name.lower() in SECRET_FIELDS for name, _ in head.fields)
         )
 
     def _remember(self, fields: bytes, lines: bytes) -> None:

@@ -4,9 +4,12 @@ A user of the pool is a small object with five methods (`UpstreamUser`). It asks
 connection with `take`; the connection hands it every byte as it comes, until the user
 gives it back with `release` or ends it with `abort`. No task runs for a request: only a
 new connection needs one, which the pool owns.
+
+Longer than our files are: beside the pool stand the interfaces that others have, too.
 """
 
 import asyncio
+import re
 from collections import deque
 from typing import Protocol, cast
 
@@ -20,10 +23,15 @@ __all__ = [
     "IDLE_SECONDS",
     "MAX_CONNECTIONS",
     "MAX_IDLE_CONNECTIONS",
+    "Upstream",
     "UpstreamConnection",
     "UpstreamPool",
     "UpstreamUser",
+    "Upstreams",
 ]
+
+# Paths whose answers come from a Pod, a Service or a Node behind the apiserver.
+_PROXIED = re.compile(rb"/(?:pods|services|nodes)/[^/?]+/proxy(?:[/?]|$)")
 
 # TCP and TLS to a neighbour; what takes longer is down (client-go waits 30 s for a WAN).
 CONNECT_TIMEOUT_SECONDS = 5.0
@@ -43,10 +51,57 @@ MAX_IDLE_CONNECTIONS = 64
 WRITE_HIGH_BYTES = 256 * 1024
 
 
-class UpstreamUser(Protocol):
-    """Who uses a connection: the other half of `UpstreamConnection`."""
+class Upstream(Protocol):
+    """A connection, as its user sees it: `UpstreamConnection`, or one of another kind."""
 
-    def upstream_ready(self, connection: "UpstreamConnection") -> None:
+    # It has served a request before, so the other end may have closed it unseen.
+    is_reused: bool
+    # Something of the current answer has come.
+    has_answered: bool
+    # Too much waits to be sent: its user should write no more for now.
+    writing_is_paused: bool
+
+    def write(self, data: bytes) -> None: ...
+
+    def half_close(self) -> bool:
+        """End our direction only; False where that cannot be."""
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def release(self) -> None:
+        """The answer was complete: the connection may serve somebody else."""
+
+    def abort(self) -> None:
+        """End it now; what the other end does for us is cancelled."""
+
+
+class Upstreams(Protocol):
+    """Where connections come from: `UpstreamPool`, or one of another kind."""
+
+    @property
+    def base_path(self) -> bytes:
+        """What precedes every path at the other end, and not at the client's."""
+
+    @property
+    def far_end(self) -> str:
+        """Who answers there, for sentences."""
+
+    def take(
+        self, user: "UpstreamUser", *, is_fresh: bool = False
+    ) -> Upstream | None: ...
+
+    def forget(self, user: "UpstreamUser") -> None: ...
+
+    def own_refusal(self, target: bytes) -> str | None:
+        """Why a 401 to this request is not the caller's but ours; None if it is the caller's."""
+
+
+class UpstreamUser(Protocol):
+    """Who uses a connection: the other half of `Upstream`."""
+
+    def upstream_ready(self, connection: Upstream) -> None:
         """The connection that `take` could not give at once."""
 
     def upstream_failed(self, refusal: Refusal) -> None:
@@ -223,6 +278,28 @@ class UpstreamPool:
         self._is_closed = False
         # Counts renewals.
         self._generation = 0
+
+    @property
+    def base_path(self) -> bytes:
+        return self.apiserver.base_path
+
+    @property
+    def far_end(self) -> str:
+        return "the apiserver"
+
+    def own_refusal(self, target: bytes) -> str | None:
+        """What it means that the apiserver answers 401: it does not accept our own credential.
+
+        But for what comes from behind it, where the caller may have logged in or not.
+        """
+        if _PROXIED.search(target):
+            return None
+        server = self.apiserver
+        server.credential.was_refused()
+        return (
+            f"the apiserver at {server} does not accept {server.speaker.credential} "
+            f"(401); {server.speaker.renewal}"
+        )
 
     @property
     def idle_connections(self) -> int:

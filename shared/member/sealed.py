@@ -49,6 +49,16 @@ class SealedFace:
         self._refusal: Refusal | None = None
 
     @property
+    def service(self) -> RequestService:
+        """What serves requests, for other faces of the same member."""
+        return self._service
+
+    @property
+    def refusal(self) -> Refusal | None:
+        """What every request is answered with, if that is so; see `refuse`."""
+        return self._refusal
+
+    @property
     def answers(self) -> AnswerCounts:
         """What requests were answered with so far."""
         return self._service.answers

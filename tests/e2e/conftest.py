@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.kinds import PROXY
+from tests.e2e.kinds import PROXY, SEALED
 from tests.e2e.kubectl import Kubectl
 from tests.e2e.member import Member
 from tests.e2e.neighbours import free_port
@@ -88,6 +88,12 @@ def kind() -> str:
     return PROXY
 
 
+@pytest.fixture
+def face() -> str:
+    """By which face alpha is used; `kinds.BOTH_FACES` has a test run for both."""
+    return SEALED
+
+
 @pytest.fixture(scope="session")
 def _direct_tower(workspace: Path) -> Iterator[Tower]:
     """A second Tower: one would refuse the same member under a second name."""
@@ -136,9 +142,12 @@ def direct(alpha: Member) -> Kubectl:
 
 
 @pytest.fixture
-def tunnelled(tower: Tower, alpha: Member) -> Kubectl:
+def tunnelled(tower: Tower, alpha: Member, face: str) -> Kubectl:
     """kubectl with the kubeconfig that Tower wrote for alpha."""
-    return alpha.kubectl(tower.kubeconfig("alpha"))
+    if face == SEALED:
+        return alpha.kubectl(tower.kubeconfig("alpha"))
+    written = tower.kubeconfig("alpha", "--face", face, name=f"alpha-{face}")
+    return alpha.kubectl(written)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

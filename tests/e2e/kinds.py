@@ -1,13 +1,15 @@
-"""The two kinds of connection, for tests that have to pass for both.
+"""The two kinds of connection and the faces, for tests that have to pass for all.
 
-The fixtures `kind`, `tower`, `direct` and `tunnelled` are in conftest.py; without this mark a test
-has a cluster whose agent has joined.
+The fixtures `kind`, `face`, `tower`, `direct` and `tunnelled` are in conftest.py; without these marks
+a test has a cluster whose agent has joined, by the sealed face.
 """
 
 import pytest
 
-__all__ = ["BOTH_KINDS", "DIRECT", "PROXY"]
+__all__ = ["BOTH_FACES", "BOTH_KINDS", "DIRECT", "GATEWAY", "PROXY", "SEALED"]
 
 PROXY, DIRECT = "proxy", "direct"
+SEALED, GATEWAY = "sealed", "gateway"
 
 BOTH_KINDS = pytest.mark.parametrize("kind", [PROXY, DIRECT])
+BOTH_FACES = pytest.mark.parametrize("face", [SEALED, GATEWAY])

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.kinds import BOTH_KINDS
+from tests.e2e.kinds import BOTH_FACES, BOTH_KINDS
 from tests.e2e.kubectl import Kubectl, normalised
 from tests.e2e.member import Member
 from tests.e2e.script import SCRIPT, Scene, Step
 from tests.e2e.streaming import PROTOCOLS, STREAMING, protocols_used, target
 
-pytestmark = BOTH_KINDS
+pytestmark = [BOTH_KINDS, BOTH_FACES]
 
 # Each step gets namespaces that no other step had.
 _numbers = itertools.count()

@@ -19,7 +19,7 @@ from aiohttp import web
 from certs.assertion import AssertionVerifier, assertion_audience
 from certs.authority import Authority
 from certs.chains import pem
-from certs.contexts import OuterMode, own_https
+from certs.contexts import OuterMode, inner_client, own_https
 from certs.joining import new_token, verifier_of
 from certs.keys import certificate_request, new_key, private_pem, spki_pin
 from certs.names import ClusterName, parse_cluster_name
@@ -31,7 +31,10 @@ from shared.tunnel.connection import TunnelConnection
 from tests.fakes.tunnel_pair import LOOPBACK, Owner
 from tower_agent.credentials import Credentials
 from tower_agent.dialer import Dialer
+from tower_server.control import identify_agent
 from tower_server.front_door import FrontDoor
+from tower_server.gateway.face import GatewayFace
+from tower_server.gateway.streams import StreamPools
 from tower_server.listener import TunnelListener
 from tower_server.own_https import OwnHttps, close_after_answer
 from tower_server.parking import Parking
@@ -125,10 +128,23 @@ class HostSide:
         key = new_key()
         now = datetime.now(UTC)
         certificate = self.authority.issue_server(key.public_key(), [LOOPBACK], now)
+        loop = asyncio.get_running_loop()
+        self.gateway = GatewayFace(
+            zone=ZONE,
+            registry=self.registry,
+            pools=StreamPools(
+                inner_client(pem(certificate), private_pem(key), self.authority.pem),
+                lambda tls, session: identify_agent(tls, session, ZONE),
+                loop,
+            ),
+            loop=loop,
+            now=lambda: datetime.now(UTC),
+        )
         self.own = OwnHttps(
-            own_https(pem(certificate), private_pem(key)),
+            own_https(pem(certificate), private_pem(key), self.authority.pem),
             lambda: self._web.server(),
             self.listener.protocol,
+            self.gateway.protocol,
         )
         self.door = FrontDoor(ZONE, self.registry, self.own.serve)
 
@@ -148,6 +164,7 @@ class HostSide:
         for tunnel in self.tunnels:
             tunnel.abort("the test is over")
         self.own.close()
+        self.gateway.close("the test is over")
         await self._web.cleanup()
         self._directory.cleanup()
         if kind is None:

@@ -24,6 +24,7 @@ class Calls:
         self.dispatcher = Dispatcher(
             SimpleNamespace(open=self._note("raw")),  # type: ignore[arg-type]
             self._note("sealed"),
+            self._note("gateway"),
             self._note("ready"),
             self._note("lost"),
             self._note("going away"),
@@ -40,6 +41,7 @@ TUNNEL: Any = object()
     ("target", "call"),
     [
         ("sealed", ("sealed",)),
+        ("gateway", ("gateway",)),
         ("tcp/db", ("raw", "db")),
         ("tcp/a/b", ("raw", "a/b")),
         ("tcp/", ("raw", "")),
@@ -55,7 +57,7 @@ def test_known_kinds_go_to_their_face(target: str, call: tuple[str, ...]) -> Non
 
 
 @pytest.mark.parametrize(
-    "target", ["control", "gateway", "sealed/x", "TCP/db", "udp/db", "sealed "]
+    "target", ["control", "gateway/x", "sealed/x", "TCP/db", "udp/db", "sealed "]
 )
 def test_other_kinds_are_refused(target: str) -> None:
     calls, stream = Calls(), Opened(target)

@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 from certs.names import user_identity
 from tests.fakes.admin_server import AdminServer
 from tower_server import access_cli, access_form, admin_cli
+from tower_server.kubeconfig import Face
 
 
 @pytest.fixture
@@ -244,3 +245,29 @@ def test_without_any_it_asks_which(server: AdminServer) -> None:
 
 def test_an_unknown_cluster_has_no_credential(server: AdminServer) -> None:
     assert "There is no cluster" in failed(tower(server, "credential", "gamma"), 3)
+
+
+def test_the_gateway_is_another_way_to_the_same_cluster(server: AdminServer) -> None:
+    join(server, "alpha")
+    (cluster,) = yaml.safe_load(
+        done(tower(server, "kubeconfig", "alpha", "--face", "gateway"))
+    )["clusters"]
+    assert cluster["cluster"]["server"].endswith("/clusters/alpha")
+    assert "tls-server-name" not in cluster["cluster"]
+    (plugin,) = yaml.safe_load(
+        done(tower(server, "kubeconfig", "alpha", "--exec", "--face", "gateway"))
+    )["clusters"]
+    assert plugin == cluster
+    argocd = yaml.safe_load(
+        done(
+            tower(
+                server, "kubeconfig", "alpha", "--format", "argocd", "--face", "gateway"
+            )
+        )
+    )
+    config = json.loads(base64.b64decode(argocd["data"]["config"]))
+    assert "serverName" not in config["tlsClientConfig"]
+
+
+def test_the_faces_of_the_command_are_those_there_are() -> None:
+    assert list(access_cli.Face) == list(Face)

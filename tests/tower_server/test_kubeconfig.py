@@ -11,6 +11,7 @@ from tower_server.kubeconfig import (
     DEFAULT_GROUPS,
     DEFAULT_USER,
     MAX_GROUPS,
+    Face,
     build_kubeconfig,
     check_user,
     client_certificate,
@@ -43,6 +44,15 @@ def test_it_has_a_url_of_its_own_and_the_server_name_of_the_cluster() -> None:
             "certificate-authority-data": base64.b64encode(b"the CA").decode(),
         },
     }
+
+
+def test_by_the_gateway_the_url_is_the_same_and_the_server_itself_is_asked_for() -> (
+    None
+):
+    (cluster,) = yaml.safe_load(build(face=Face.GATEWAY))["clusters"]
+    (sealed,) = yaml.safe_load(build(face=Face.SEALED))["clusters"]
+    del sealed["cluster"]["tls-server-name"]
+    assert cluster == sealed
 
 
 def test_the_certificate_and_the_key_are_in_it() -> None:
