@@ -56,6 +56,22 @@ class Host:
         _, answer = self.plane.request("GET", path)
         return {item["metadata"]["name"]: item for item in answer["items"]}
 
+    @property
+    def user(self) -> str:
+        """Who the server is to the apiserver."""
+        return f"system:serviceaccount:{self.namespace}:{ACCOUNT}"
+
+    def rules(self) -> set[tuple[str, str, str]]:
+        """What it may do: (group, resource, verb)."""
+        return {
+            (group, resource, verb)
+            for rules in yaml.safe_load(RULES.read_text()).values()
+            for rule in rules
+            for group in rule["apiGroups"]
+            for resource in rule["resources"]
+            for verb in rule["verbs"]
+        }
+
     def clear(self) -> None:
         """Take every Cluster away, whether or not a server is there to see it."""
         for name in self.clusters():

@@ -4,11 +4,15 @@ Covered: a declared cluster has a join Secret and becomes Ready with it; `kubect
 truth within 5 s of whatever dies or comes back; deleting the object revokes and cuts, also with a member
 that is dead, and leaves the member's own things; made again, it joins again; the command `tower` and the
 objects are two views of one thing; a restarted server neither forgets nor flaps; paused; a direct
-connection from a Secret, another kubeconfig without a restart, and none of another member.
+connection from a Secret, another kubeconfig without a restart, and none of another member; what happens
+while the host's apiserver is away is told when it is back; two servers do not fight, and the second takes
+over; an object that is taken away past its finalizer takes its member along; the chart's rules are enough,
+and all of them are needed.
 """
 
 import base64
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -285,6 +289,105 @@ def users_of(member: Member) -> set[str]:
     """Who asked the member's apiserver as somebody else, of late."""
     events = member.plane.audit_events()[-200:]
     return {e["user"]["username"] for e in events if "impersonatedUser" in e}
+
+
+def test_what_happens_during_an_outage_is_told_after_it(
+    kept: Tower, place: Host, alpha: Member
+) -> None:
+    join(kept, place, alpha)
+    wait_for(place, "alpha", READY="True")
+    place.plane.kill("kube-apiserver")
+    try:
+        kept.agents["alpha"].process.kill()
+        wait_until(
+            lambda: kept.cluster("alpha")["state"] == "away",
+            TRUTH_SECONDS,
+            "the command line is as true as ever",
+        )
+    finally:
+        place.plane.restart("kube-apiserver")
+        place.plane.wait_ready()
+    wait_for(place, "alpha", AFTER_OUTAGE_SECONDS, READY="False", REASON="AgentAway")
+    kept.agents["alpha"].process.start()
+    wait_for(place, "alpha", AFTER_OUTAGE_SECONDS, READY="True")
+
+
+# Pauses of watches, lease and queue at their longest, one after the other.
+AFTER_OUTAGE_SECONDS = 10.0
+# Until a server that died without a word is out of its lease, and its successor has settled.
+SUCCESSION_SECONDS = 20.0
+
+
+def test_two_servers_do_not_fight_and_the_second_takes_over(
+    kept: Tower, place: Host, alpha: Member, new_tower: Callable[..., Tower]
+) -> None:
+    join(kept, place, alpha)
+    wait_for(place, "alpha", READY="True")
+    second = new_tower(arguments=place.arguments())
+    # The second one knows no tunnel, and would say that the agent is away.
+    time.sleep(SETTLED_SECONDS)
+    assert row(place, "alpha")["READY"] == "True"
+    before = place.clusters()["alpha"]["metadata"]["resourceVersion"]
+    time.sleep(QUIET_SECONDS)
+    assert place.clusters()["alpha"]["metadata"]["resourceVersion"] == before
+    kept.server.kill()
+    wait_for(place, "alpha", SUCCESSION_SECONDS, READY="False", REASON="AgentAway")
+    # It knows all that the first one knew, and acts.
+    assert second.cluster("alpha")["joined"]
+    place.kubectl.quiet(
+        "delete", "clusters.tower.dev", "alpha", f"--timeout={DELETED_SECONDS}s"
+    )
+    assert second.run_admin("cluster", "show", "alpha").returncode == 3
+
+
+# Longer than a server leaves alone what it cannot know yet.
+SETTLED_SECONDS = 5.0
+QUIET_SECONDS = 3.0
+
+
+def test_the_rules_of_the_chart_are_enough_and_all_are_needed(
+    kept: Tower, place: Host, alpha: Member
+) -> None:
+    # Every kind of thing that a server does: a member that comes by the command line,
+    kept.join(alpha)
+    wait_for(place, "alpha", READY="True")
+    kept.admin("cluster", "remove", "alpha", "--yes")
+    wait_until(lambda: "alpha" not in place.clusters(), TRUTH_SECONDS, "gone")
+    # one that is declared, joins, and goes,
+    (kept.directory / "agent-alpha").rename(kept.directory / "old")
+    kept.agents.pop("alpha").process.stop()
+    join(kept, place, alpha)
+    wait_for(place, "alpha", READY="True")
+    # an object that is taken away past its finalizer.
+    patch = ["patch", "clusters.tower.dev", "alpha", "--type=merge", "-p"]
+    place.kubectl.quiet("delete", "clusters.tower.dev", "alpha", "--wait=false")
+    place.kubectl.run(*patch, '{"metadata": {"finalizers": null}}')
+    declare(place, "gamma")
+    invitation(place, "gamma")
+    kept.server.kill()
+    patch[2] = "gamma"
+    place.kubectl.quiet(*patch, '{"metadata": {"finalizers": null}}')
+    place.kubectl.quiet("delete", "clusters.tower.dev", "gamma")
+    kept.start()
+    wait_until(
+        lambda: (
+            json.loads(kept.admin("cluster", "list", "-o", "json"))["clusters"] == []
+        ),
+        TRUTH_SECONDS,
+        "nothing is left",
+    )
+    used, refused = set(), []
+    for event in place.plane.audit_events():
+        if event["user"]["username"] == place.user and "objectRef" in event:
+            thing = event["objectRef"]
+            resource = "/".join(
+                thing[part] for part in ("resource", "subresource") if part in thing
+            )
+            used.add((thing.get("apiGroup", ""), resource, event["verb"]))
+            if event.get("responseStatus", {}).get("code") == 403:
+                refused.append(event)
+    assert refused == []
+    assert used == place.rules()
 
 
 PAUSE = '{"spec": {"paused": true}}'
