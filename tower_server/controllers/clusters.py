@@ -30,7 +30,7 @@ from tower_server.controllers.objects import (
 from tower_server.controllers.plan import Observed, plan
 from tower_server.controllers.queue import WorkQueue
 from tower_server.kube.client import KubeClient
-from tower_server.kube.errors import Conflict, KubeError
+from tower_server.kube.errors import Conflict, KubeError, Unreachable
 from tower_server.kube.informer import Informer
 from tower_server.kube.lease import Lease
 from tower_server.kube.resources import CLUSTERS, SECRETS
@@ -215,8 +215,7 @@ class ClusterController:
                 self._queue.done(name)  # it has changed: look at what it is now
                 self._queue.add(name)
             except (KubeError, StoreUnavailable, TokenLimitReached) as error:
-                _log.debug("%s: later: %s", name, error)
-                self._queue.failed(name)
+                self._put_off(name, error)
             except Exception:
                 _log.exception("%s: a mistake of ours", name)
                 self._queue.failed(name)
@@ -224,6 +223,14 @@ class ClusterController:
                 raise
             else:
                 self._queue.done(name)
+
+    def _put_off(self, name: ClusterName, error: Exception) -> None:
+        """Try again later. Once said, unless it is only that the apiserver is away."""
+        cause = error.__cause__ if isinstance(error, StoreUnavailable) else error
+        is_news = not isinstance(cause, Unreachable) and not self._queue.failures(name)
+        level = logging.WARNING if is_news else logging.DEBUG
+        _log.log(level, "%s: it will be tried again: %s", name, error)
+        self._queue.failed(name)
 
     async def _look_at(self, name: ClusterName) -> None:
         seen = self._observe(name)

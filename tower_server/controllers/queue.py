@@ -72,6 +72,10 @@ class WorkQueue(Generic[_Name]):
         self._failures.pop(name, None)
         self._release(name, SPACING_SECONDS)
 
+    def failures(self, name: _Name) -> int:
+        """How often in a row it failed."""
+        return self._failures.get(name, 0)
+
     def failed(self, name: _Name) -> None:
         """It could not be done: try again later."""
         count = self._failures.get(name, 0)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from tower_server.kube.client import KubeClient
-from tower_server.kube.errors import Conflict, KubeError, NotFound
+from tower_server.kube.errors import Conflict, KubeError, NotFound, Rejected
 from tower_server.kube.resources import LEASES, Object
 
 __all__ = ["Lease", "Observation"]
@@ -69,6 +69,8 @@ class Lease:
         self.held = False
         # When it was last written by us (monotonic).
         self._renewed_at = 0.0
+        # Somebody has been told that we may not.
+        self._is_refused = False
 
     async def run(self) -> None:
         """Get it and keep it until cancelled; then give it back."""
@@ -77,8 +79,9 @@ class Lease:
             while True:
                 try:
                     self._set(await self._try(loop.time()))
+                    self._is_refused = False
                 except KubeError as error:
-                    _log.debug("the lease cannot be renewed: %s", error)
+                    self._note(error)
                     # Others may take it from now on.
                     if loop.time() - self._renewed_at >= EXPIRE_SECONDS:
                         self._set(False)
@@ -129,6 +132,13 @@ class Lease:
                 self._name,
             )
             self._on_change(held)
+
+    def _note(self, error: KubeError) -> None:
+        # That the apiserver is away is said by who watches; this would never end by itself.
+        is_news = isinstance(error, Rejected) and not self._is_refused
+        self._is_refused = self._is_refused or is_news
+        level = logging.WARNING if is_news else logging.DEBUG
+        _log.log(level, "the lease %s cannot be held: %s", self._name, error)
 
     async def _release(self) -> None:
         if not self.held:
