@@ -1,6 +1,8 @@
 """The deadline that moves: by a loop whose time the test sets."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable
 
 from shared.http.deadlines import Deadline
@@ -90,3 +92,23 @@ def test_a_cleared_one_does_not_pass_and_a_closed_one_leaves_no_timer() -> None:
     deadline.close()
     loop.advance(99)
     assert not passed and not loop.timers
+
+
+def test_a_closed_one_is_no_cycle_with_its_owner() -> None:
+    class Owner:
+        def __init__(self) -> None:
+            self.deadline = Deadline(Loop(), self.is_late)
+            self.deadline.set(10)
+
+        def is_late(self) -> None:
+            raise AssertionError("it is closed")
+
+    owner = Owner()
+    owner.deadline.close()
+    gone = weakref.ref(owner)
+    gc.disable()
+    try:
+        del owner
+        assert gone() is None
+    finally:
+        gc.enable()
