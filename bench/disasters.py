@@ -6,6 +6,7 @@ which has nothing else to do.
 """
 
 import asyncio
+import json
 import random
 import statistics
 import sys
@@ -22,7 +23,7 @@ from bench.generator import MeasurementFailed
 from bench.known import Tally, download, echo, serve
 from bench.machine import kernel_bytes
 from bench.processes import Process, ProcessFailed
-from bench.site import Site, Unavailable, free_port
+from bench.site import MEMBER_UID, Site, Unavailable, free_port
 from bench.workloads import Face, Kind, Workload
 from tests.fakes.faults import FaultyRelay
 from tower_agent.reconnect import STABLE_AFTER_SECONDS
@@ -82,7 +83,15 @@ def measure_disaster(site: Site, workload: Workload) -> dict[str, float]:
 
 
 def _stalled(site: Site, workload: Workload) -> dict[str, float]:
-    column = tunnel.start_behind(site, workload.name, lambda address: address)
+    upstream, address = _modest_upstream(site)
+    entry = f"127.0.0.1:{free_port()}"
+    column = tunnel.start_behind(
+        site,
+        workload.name,
+        lambda listen: listen,
+        server_arguments=[f"--tcp-entry={entry}={tunnel.CLUSTER}/modest"],
+        agent_arguments=[f"--target=modest={address}"],
+    )
     ends = column.ends(Face.RAW)
     asking = Workload(name="beside", kind=Kind.REQUEST)
     endpoint = column.endpoints[Face.RAW]
@@ -100,7 +109,7 @@ def _stalled(site: Site, workload: Workload) -> dict[str, float]:
     try:
         alone = ask()
         before, kernel = _steady(ends), kernel_bytes()
-        stalled = _stall(site, workload.workers, endpoint.address)
+        stalled = _stall(site, workload.workers, entry)
         try:
             grown = {end: size - before[end] for end, size in _steady(ends).items()}
             grown_kernel = kernel_bytes() - kernel
@@ -109,6 +118,7 @@ def _stalled(site: Site, workload: Workload) -> dict[str, float]:
             site.processes.stop(stalled)
     finally:
         _stop(site, column)
+        site.processes.stop(upstream)
     return {
         **{f"memory {end}": size / MIB for end, size in grown.items()},
         "memory both": sum(grown.values()) / MIB,
@@ -116,6 +126,21 @@ def _stalled(site: Site, workload: Workload) -> dict[str, float]:
         "p99 without them": alone,
         "p99 beside them": beside,
     }
+
+
+def _modest_upstream(site: Site) -> tuple[Process, str]:
+    """One whose kernel holds little of what waits.
+
+    Elsewhere that memory is another machine's. Here a thousand times four megabytes are more
+    than the kernel allows TCP in all (tcp_mem), and then every connection here gets slow.
+    """
+    command = [sys.executable, "-m", "bench.pyload", "upstream"]
+    command += ["-cert", str(site.certificates.server)]
+    command += ["-key", str(site.certificates.server_key), "-uid", MEMBER_UID]
+    command += ["-send-buffer", str(RECEIVE_BUFFER_BYTES)]
+    process = site.processes.start("modest-upstream", command)
+    line = process.wait_for(r"^\{.*\}$", within_seconds=STALLED_WITHIN_SECONDS)
+    return process, str(json.loads(line.group())["raw"])
 
 
 def _stall(site: Site, count: int, address: str) -> Process:

@@ -17,6 +17,7 @@ from bench.processes import Process, Processes
 from bench.workloads import Face, Kind, Link, Workload
 
 __all__ = [
+    "MEMBER_UID",
     "PYTHON",
     "ROOT",
     "Site",

@@ -19,6 +19,7 @@ def main() -> None:
     upstream = commands.add_parser("upstream")
     for flag in ("-cert", "-key", "-uid"):
         upstream.add_argument(flag, required=True)
+    upstream.add_argument("-send-buffer", type=int, default=0)
     client = commands.add_parser("client")
     for flag in ("-workload", "-address"):
         client.add_argument(flag, required=True)
@@ -39,7 +40,7 @@ def main() -> None:
     values = vars(parser.parse_args())
     command = values.pop("command")
     if command == "upstream":
-        _run(run_upstream(values["cert"], values["key"], values["uid"]))
+        _run(run_upstream(*(values[k] for k in ("cert", "key", "uid", "send_buffer"))))
         return
     if command == "stall":
         run_stall(**values)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import ssl
 import sys
 from collections.abc import Awaitable, Callable
@@ -18,8 +19,13 @@ REVIEWS = "/apis/authorization.k8s.io/v1/"
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
-async def run_upstream(certificate: str, key: str, uid: str) -> None:
-    """Serve on two loopback ports, print them, and end when standard input does."""
+async def run_upstream(
+    certificate: str, key: str, uid: str, send_buffer_bytes: int = 0
+) -> None:
+    """Serve on two loopback ports, print them, and end when standard input does.
+
+    `send_buffer_bytes` bounds what the kernel holds of each raw connection; 0: its own choice.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     context.set_alpn_protocols(["http/1.1"])
@@ -33,6 +39,11 @@ async def run_upstream(certificate: str, key: str, uid: str) -> None:
     https_server = await asyncio.start_server(
         _closing(https), "127.0.0.1", 0, ssl=context, limit=CHUNK_BYTES, backlog=1024
     )
+    if send_buffer_bytes:
+        # Accepted sockets have the listening one's.
+        raw_server.sockets[0].setsockopt(
+            socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes
+        )
     addresses = {}
     for name, server in (("raw", raw_server), ("https", https_server)):
         host, port = server.sockets[0].getsockname()
