@@ -9,6 +9,7 @@
     deadlines    a deadline that moves often and seldom strikes
     kubeconfig   what a kubeconfig says about one cluster
     apiserver    where the apiserver is, and our credential to it
+    tls_transport  TLS over a transport, with small buffers
     route        the way there: TCP or a proxy, and TLS
     upstream     the warm pool of connections to it
     asserted     a caller for whom another end of ours vouches, request by request     (pure)

@@ -8,6 +8,7 @@ import asyncio
 import ssl
 
 from shared.http.apiserver import ApiServer
+from shared.http.tls_transport import open_tls
 from shared.outbound import (
     Proxy,
     ProxyRefused,
@@ -43,14 +44,13 @@ async def open_route(
         transport.set_protocol(protocol)
         return transport, source
     try:
-        secure = await loop.start_tls(
+        secure = await open_tls(
             transport, protocol, server.tls, server_hostname=server.server_hostname
         )
     except BaseException:
         # What lies between is the proxy's TLS, which knows nothing of this.
         source.abort()
         raise
-    assert secure is not None
     return secure, source
 
 
@@ -84,10 +84,9 @@ async def _through_proxy(
         return source, source
     try:
         asking = _Asking()
-        secure = await loop.start_tls(
+        secure = await open_tls(
             source, asking, server.proxy_tls, server_hostname=proxy.host
         )
-        assert secure is not None
         secure.write(connect_request(proxy, server.host, server.port))
         status = await asking.status
         if not 200 <= status < 300:
