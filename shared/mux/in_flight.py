@@ -21,7 +21,7 @@ __all__ = [
     "ASK_BELOW_BYTES",
     "FLOOR_BYTES",
     "GAIN",
-    "LEAST_ROOM_BYTES",
+    "LEAST_ROOM",
     "ROUND_TRIP_SECONDS",
     "SHORT_PATH_BYTES",
     "SHORT_PATH_SECONDS",
@@ -65,8 +65,9 @@ DRAIN_GAIN = 0.5
 # more of them: then they are asked, each time that an eighth of the limit has left.
 ASK_BELOW_BYTES = 512 * 1024
 
-# A limit that lets go a few bytes with each ACK would make messages of a few bytes.
-LEAST_ROOM_BYTES = 8 * 1024
+# A limit that lets go a few bytes with each ACK would make messages of a few bytes. So there is
+# room for nothing, or for this part of the limit: a message of full size.
+LEAST_ROOM = 1 / 8
 
 # No clock and no path is exact below this, and nobody should divide by zero.
 MIN_SECONDS = 0.000_02
@@ -148,7 +149,7 @@ class InFlight:
         room = self.limit_bytes - self.bytes
         if room <= 0:
             return 0
-        return max(room, LEAST_ROOM_BYTES)
+        return max(room, int(self.limit_bytes * LEAST_ROOM))
 
     def asks(self) -> bool:
         """Whether the message that leaves now should ask for an ACK; it then must."""

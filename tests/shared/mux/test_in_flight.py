@@ -15,7 +15,7 @@ from shared.mux.in_flight import (
     ASK_BELOW_BYTES,
     FLOOR_BYTES,
     GAIN,
-    LEAST_ROOM_BYTES,
+    LEAST_ROOM,
     SHORT_PATH_BYTES,
     START_BYTES,
     InFlight,
@@ -166,7 +166,7 @@ def test_a_short_path_holds_what_busy_processes_need() -> None:
 def test_what_may_leave_is_nothing_or_worth_a_message() -> None:
     in_flight = InFlight()
     in_flight.sent(START_BYTES - 1, 1.0, more=True)
-    assert in_flight.room_bytes == LEAST_ROOM_BYTES
+    assert in_flight.room_bytes == START_BYTES * LEAST_ROOM
     in_flight.sent(1, 1.0, more=True)
     assert in_flight.room_bytes == 0
 
