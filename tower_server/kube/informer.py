@@ -123,6 +123,7 @@ class Informer(Generic[_Kept]):
                 await asyncio.sleep(pause)
             except Expired:
                 since = None
+                await asyncio.sleep(pause)
             except KubeError as error:
                 self._note(error)
                 await asyncio.sleep(pause * self._random.uniform(0.5, 1.5))
