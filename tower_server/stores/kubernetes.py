@@ -17,7 +17,7 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from certs.joining import parse_token_id
 from certs.names import ClusterName
@@ -71,6 +71,9 @@ OPEN_SECONDS = 15.0
 # gets on, so this many losses in a row mean that something is wrong.
 MAX_CONFLICTS = 8
 
+# What is finished stays listed for a week: a minute more is nothing.
+TIDY_EVERY = timedelta(minutes=1)
+
 # Other clusters' ledgers that one new token tidies up.
 MAX_TIDIED = 20
 
@@ -94,6 +97,12 @@ class KubernetesStore:
         self._joining = asyncio.Lock()
         # Secrets that cannot be read were complained about.
         self._unreadable: set[str] = set()
+        # Which Secret has each token, and the other way round.
+        self._homes: dict[TokenId, str] = {}
+        self._residents: dict[str, tuple[TokenId, ...]] = {}
+        # When all tokens were looked at for those that are finished for long.
+        self._tidied_at = datetime.min.replace(tzinfo=UTC)
+        self._ledgers.listen(self._index)
 
     @classmethod
     async def open(cls, client: KubeClient, namespace: str) -> "KubernetesStore":
@@ -150,12 +159,9 @@ class KubernetesStore:
         self, token: TokenRecord, now: datetime, *, owner_uid: str | None
     ) -> None:
         """`add_token`; and the ledger belongs to this Cluster object from now on, if one is named."""
-        tokens = [kept for ledger in self.ledgers() for kept in ledger.tokens]
-        disposable = set(disposable_tokens(tokens, now))
-        outstanding = sum(state_of(kept, now) is TokenState.READY for kept in tokens)
-        if outstanding >= MAX_OUTSTANDING_TOKENS:
-            raise TokenLimitReached
-        if any(kept.id == token.id and kept.id not in disposable for kept in tokens):
+        self._refuse_too_many(now)
+        disposable = self._disposable(now)
+        if token.id in self._homes and token.id not in disposable:
             raise ValueError(f"there is already a token {token.id}")
 
         def add(ledger: Ledger) -> Ledger:
@@ -172,9 +178,10 @@ class KubernetesStore:
         await self._tidy(disposable, but=token.cluster)
 
     async def get_token(self, token_id: TokenId) -> TokenRecord | None:
-        for ledger in self.ledgers():
-            if (token := ledger.token(token_id)) is not None:
-                return token
+        home = self._homes.get(token_id)
+        ledger = self._ledgers.get(home) if home is not None else None
+        if ledger is not None:
+            return ledger.token(token_id)
         try:
             parse_token_id(token_id)
         except ValueError:
@@ -394,6 +401,33 @@ class KubernetesStore:
         ]
         found = [r for r in records if r is not None and r.member_uid == member_uid]
         return min(found, key=lambda record: record.name == name, default=None)
+
+    def _index(self, secret_name: str) -> None:
+        """Note which tokens a ledger has by now."""
+        for token_id in self._residents.pop(secret_name, ()):
+            if self._homes.get(token_id) == secret_name:
+                del self._homes[token_id]
+        ledger = self._ledgers.get(secret_name)
+        if ledger is not None and ledger.tokens:
+            token_ids = tuple(token.id for token in ledger.tokens)
+            self._residents[secret_name] = token_ids
+            self._homes.update(dict.fromkeys(token_ids, secret_name))
+
+    def _refuse_too_many(self, now: datetime) -> None:
+        if len(self._homes) < MAX_OUTSTANDING_TOKENS:
+            return  # some of them may be finished: so much the better
+        tokens = (token for ledger in self.ledgers() for token in ledger.tokens)
+        outstanding = sum(state_of(token, now) is TokenState.READY for token in tokens)
+        if outstanding >= MAX_OUTSTANDING_TOKENS:
+            raise TokenLimitReached
+
+    def _disposable(self, now: datetime) -> set[TokenId]:
+        """Tokens that are finished for long. A thousand new ones in a row look once a minute."""
+        if timedelta(0) <= now - self._tidied_at < TIDY_EVERY:
+            return set()
+        self._tidied_at = now
+        tokens = [token for ledger in self.ledgers() for token in ledger.tokens]
+        return set(disposable_tokens(tokens, now))
 
     async def _tidy(self, disposable: set[TokenId], *, but: ClusterName) -> None:
         """Forget tokens that are finished for long, a few clusters at a time."""
