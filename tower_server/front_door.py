@@ -288,7 +288,7 @@ class FrontDoor:
             return self._refuse(accepted, "malformed_hello", DECODE_ERROR_ALERT)
         name = verdict.server_name or ""
         if not name.endswith(self._suffix):
-            return await self._shake_hands(accepted)
+            return await self._shake_hands(accepted, source)
         cluster = ClusterName(name.removesuffix(self._suffix))
         if not self._registry.knows(cluster):
             return self._refuse(accepted, "unknown_cluster", UNRECOGNIZED_NAME_ALERT)
@@ -307,11 +307,11 @@ class FrontDoor:
         await self._relay(accepted, stream, place)
         return True
 
-    async def _shake_hands(self, accepted: socket.socket) -> bool:
+    async def _shake_hands(self, accepted: socket.socket, source: str) -> bool:
         """Our own HTTPS, when it is this connection's turn."""
         try:
             async with asyncio.timeout(TURN_SECONDS):
-                await self._turns.begin()
+                await self._turns.begin(source)
         except TimeoutError:
             self.counts["turn_timeout"] += 1
             return False

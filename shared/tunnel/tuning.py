@@ -14,10 +14,13 @@ import asyncio
 import ctypes
 import gc
 import platform
+import resource
+from contextlib import suppress
 
 __all__ = [
     "clean_heap_top",
     "keep_heap_trimmed",
+    "raise_file_limit",
     "trim_heap",
     "tune_allocator",
     "tune_collector",
@@ -70,8 +73,22 @@ _heap: ctypes.CDLL | None = None
 
 def tune_process() -> None:
     """Everything here. Call it once, when the program's modules are loaded."""
+    raise_file_limit()
     tune_allocator()
     tune_collector()
+
+
+def raise_file_limit() -> None:
+    """Allow ourselves as many open files as we may have.
+
+    The soft limit is 1,024 nearly everywhere, for the sake of programs that call select();
+    with it a server would carry a thousand agents.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(
+        ValueError, OSError
+    ):  # where "unlimited" is more than the kernel's own
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def tune_allocator() -> bool:

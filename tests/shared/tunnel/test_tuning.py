@@ -109,6 +109,25 @@ def test_cycles_are_collected_and_the_heap_trimmed_again_and_again(
         assert len(trims) == number
 
 
+LIMITED = """
+import resource
+from shared.tunnel import tuning
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+tuning.raise_file_limit()
+assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+"""
+
+
+def test_a_program_may_open_as_many_files_as_its_user_may() -> None:
+    subprocess.run(
+        [sys.executable, "-c", LIMITED],
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        check=True,
+        timeout=60,
+    )
+
+
 # As a handshake leaves it: much that is free at the heap's end, and below our threshold.
 SPOILT = """
 import ctypes, os
