@@ -46,13 +46,13 @@ def around(
 def loses_the_oldest(original: Any, replay: Replay, count: int) -> None:
     original(replay, count)
     if len(replay._resend) > 1:
-        replay._resend.popleft()
+        replay._resend.pop()  # the next one is at the end
 
 
 def doubles_a_message(original: Any, replay: Replay) -> bytes | None:
     message = original(replay)
     if message is not None and replay.sent_count % 7 == 0:
-        replay._resend.appendleft(message)
+        replay._resend.append(message)
         replay.sent_count += 1
     return message
 

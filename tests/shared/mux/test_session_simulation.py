@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -31,6 +32,8 @@ PROCESSES = 2
 numbers = st.integers(0, 2**20)
 
 
+# Some 70 s of two idle cores in CI; others may use them, too.
+@pytest.mark.timeout(600)
 def test_random_lives_from_seeds_lose_no_byte() -> None:
     share = -(-SEEDS // PROCESSES)
     workers = [
@@ -42,7 +45,12 @@ def test_random_lives_from_seeds_lose_no_byte() -> None:
         )
         for number in range(PROCESSES)
     ]
-    said = [worker.communicate()[1] for worker in workers]
+    try:
+        said = [worker.communicate()[1] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
     assert [worker.returncode for worker in workers] == [0] * PROCESSES, "".join(said)
 
 
@@ -123,7 +131,7 @@ class Schedule(RuleBasedStateMachine):
 
 
 # A hundred steps each; in CI 10^5 in all.
-TestSchedule = Schedule.TestCase
+TestSchedule = pytest.mark.timeout(300)(Schedule.TestCase)
 TestSchedule.settings = settings(
     max_examples=1000 if IN_CI else 60, stateful_step_count=100, deadline=None
 )
