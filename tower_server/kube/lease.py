@@ -126,11 +126,8 @@ class Lease:
     def _set(self, held: bool) -> None:
         if held != self.held:
             self.held = held
-            _log.info(
-                "%s the lease %s",
-                "this server holds" if held else "another server holds",
-                self._name,
-            )
+            what = "holds" if held else "does not hold"
+            _log.info("this server %s the lease %s now", what, self._name)
             self._on_change(held)
 
     def _note(self, error: KubeError) -> None:

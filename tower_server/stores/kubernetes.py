@@ -67,6 +67,9 @@ _log = logging.getLogger(__name__)
 # rolled answers again within seconds. Then it ends, and whoever runs it starts it again.
 OPEN_SECONDS = 15.0
 
+# An apiserver that has just started refuses everybody until it has read its RBAC.
+REFUSED_SECONDS = 3.0
+
 # How often one write is decided anew because another server wrote in between. Somebody always
 # gets on, so this many losses in a row mean that something is wrong.
 MAX_CONFLICTS = 8
@@ -114,14 +117,14 @@ class KubernetesStore:
         store = cls(client, namespace)
         informer = store._ledgers
         store._tasks.start(informer.run(), "watch of the ledgers")
-        try:
-            async with asyncio.timeout(OPEN_SECONDS):
-                while not informer.synced.is_set():
-                    if isinstance(informer.trouble, Rejected | NotFound):
-                        break
-                    await asyncio.sleep(0.05)
-        except TimeoutError:
-            pass
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while not informer.synced.is_set():
+            is_refused = isinstance(informer.trouble, Rejected | NotFound)
+            patience = REFUSED_SECONDS if is_refused else OPEN_SECONDS
+            if loop.time() - began >= patience:
+                break
+            await asyncio.sleep(0.05)
         if not informer.synced.is_set():
             await store.close()
             raise unavailable(informer.trouble)
