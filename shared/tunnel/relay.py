@@ -20,7 +20,7 @@ from typing import Protocol, cast
 
 from shared.errors import Code, StreamReset
 from shared.streams import ByteStream
-from shared.tunnel.sockets import limit_unsent_bytes, set_no_delay
+from shared.tunnel.sockets import limit_unsent_bytes
 
 __all__ = ["RelayedStream", "SocketEnd", "StreamEnd", "relay_pair"]
 
@@ -178,7 +178,7 @@ class SocketEnd(asyncio.BufferedProtocol):
         # uvloop's transports are no subclass, only the same.
         transport = cast(asyncio.Transport, transport)
         transport.set_write_buffer_limits(high=WRITE_FIRST_BYTES)
-        set_no_delay(transport)
+        # TCP_NODELAY is already set: both loops do that for every connection.
         limit_unsent_bytes(transport, UNSENT_BYTES)
         self._end.connected(transport)
 

@@ -16,9 +16,11 @@ from contextlib import asynccontextmanager
 import pytest
 
 from shared.errors import Code, StreamReset
+from shared.tunnel.connection import UNSENT_BYTES as TUNNEL_UNSENT_BYTES
 from shared.tunnel.relay import (
     DRAINED_BYTES,
     READ_BYTES,
+    UNSENT_BYTES,
     WRITE_FIRST_BYTES,
     WRITE_HIGH_BYTES,
     relay_pair,
@@ -403,3 +405,28 @@ def test_a_clean_end_closes_after_what_is_buffered() -> None:
     stream_end.stream_closed(None)
     socket_end.connection_lost(None)
     assert (transport.calls, stream.resets, ends) == (["close"], [], ["over"])
+
+
+@both_loops
+async def test_local_sockets_send_at_once_and_keep_little_unsent() -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.read(100))
+
+    async with through(echo) as pair, connected(pair) as (reader, writer):
+        writer.write(b"hello")
+        assert await reader.read(100) == b"hello"
+        ends = [
+            *pair.server.session.streams.values(),
+            *pair.agent.session.streams.values(),
+        ]
+        assert len(ends) == 2
+        for stream in ends:
+            raw = stream.handler.transport.get_extra_info("socket")
+            assert raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            unsent = raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+            assert unsent == UNSENT_BYTES
+        for connection in (pair.server, pair.agent):
+            raw = connection._transport.get_extra_info("socket")
+            assert raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            unsent = raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+            assert unsent == TUNNEL_UNSENT_BYTES
