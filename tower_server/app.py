@@ -5,6 +5,8 @@ front door ─┬─ sealed ──▶ registry ──▶ session of the cluster 
                           ├─ /clusters/… ──▶ gateway ──▶ registry
                           └─ the rest ──▶ aiohttp (join, health)
 admin socket ──▶ admin API          raw entries ──▶ registry
+
+Longer than our files are: every part of the program is made here, and nowhere else.
 """
 
 import asyncio
@@ -12,6 +14,7 @@ import logging
 import os
 import socket
 import ssl
+import time
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
@@ -41,6 +44,7 @@ from tower_server.entry import RawEntry
 from tower_server.front_door import FrontDoor
 from tower_server.gateway.face import GatewayFace
 from tower_server.gateway.streams import StreamPools
+from tower_server.gateway.token_file import BadTokenFile, TokenFile
 from tower_server.identity import ServerIdentity
 from tower_server.join import JoinService
 from tower_server.listener import TunnelListener
@@ -357,6 +361,13 @@ class _Server:
         )
 
     def _make_gateway(self) -> GatewayFace:
+        token_file = self._settings.gateway_token_file
+        try:
+            tokens = TokenFile(token_file, time.monotonic) if token_file else None
+        except BadTokenFile as error:
+            raise ProgramFailed(
+                f"The file of --gateway-token-file cannot be used: {error}."
+            ) from error
         return GatewayFace(
             zone=self._authority.zone,
             registry=self._registry,
@@ -369,6 +380,7 @@ class _Server:
             ),
             loop=asyncio.get_running_loop(),
             now=lambda: datetime.now(UTC),
+            find_by_token=tokens.caller if tokens is not None else None,
         )
 
     def _gateway_context(self) -> ssl.SSLContext:

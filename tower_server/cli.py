@@ -176,6 +176,16 @@ def serve(
             "reaches the address: best one of this machine, like 127.0.0.1:9643.",
         ),
     ] = None,
+    gateway_token_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            envvar="TOWER_GATEWAY_TOKEN_FILE",
+            show_default="no tokens",
+            help='Bearer tokens for the gateway, one a line: token,user,uid,"group1,group2" (as kube-apiserver\'s '
+            "--token-auth-file). Read again when it changes.",
+        ),
+    ] = None,
     resume_time: Annotated[
         str,
         typer.Option(
@@ -263,6 +273,7 @@ def serve(
             admin_socket=admin_socket,
             tcp_entries=tcp_entry or (),
             metrics=metrics,
+            gateway_token_file=gateway_token_file,
             resume_time=resume_time,
             window_memory=window_memory,
             drain_time=drain_time,

@@ -97,6 +97,8 @@ class ServeSettings:
     tcp_entries: tuple[TcpEntry, ...] = ()
     # Where /metrics is served, plain and for everybody. None: nowhere.
     metrics: HostPort | None = None
+    # Bearer tokens for the gateway. None: it accepts none.
+    gateway_token_file: Path | None = None
     # How long a session and its streams wait for their agent after a lost connection.
     resume_time: timedelta = DEFAULT_RESUME_TIME
     # What all streams together may hold beyond their first windows.
@@ -123,6 +125,7 @@ def parse_serve_settings(
     admin_socket: str | Path | None = None,
     tcp_entries: Sequence[str] = (),
     metrics: str | None = None,
+    gateway_token_file: str | Path | None = None,
     resume_time: str = "60s",
     window_memory: str = DEFAULT_WINDOW_MEMORY,
     drain_time: str = "20s",
@@ -151,6 +154,9 @@ def parse_serve_settings(
         tcp_entries=_parse_tcp_entries(tcp_entries),
         metrics=parse_host_port(metrics, setting="--metrics", port_zero_allowed=True)
         if metrics
+        else None,
+        gateway_token_file=Path(gateway_token_file).expanduser().absolute()
+        if gateway_token_file
         else None,
         resume_time=_parse_resume_time(resume_time),
         window_memory_bytes=parse_memory_bytes(

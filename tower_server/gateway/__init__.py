@@ -3,6 +3,7 @@
     face       connections of callers: TLS is done, requests come; a relay of shared.http for each
     requests   one request's head: who asks, for which cluster, and what the agent gets of it
     callers    who asks, from what a connection or a request proves
+    token_file bearer tokens from a file
     routes     the paths that are ours, and which cluster they mean                  (pure)
     streams    warm streams to each member, inside mutual TLS with its agent
 

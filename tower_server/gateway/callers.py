@@ -1,17 +1,20 @@
-"""Who asks: from what a connection has proved (a client certificate).
+"""Who asks: from what a connection has proved (a client certificate), or a request (a bearer token).
 
-Whoever proves nothing is refused: there is no anonymous caller.
+As at kube-apiserver, a certificate comes first. Whoever proves nothing is refused: there is
+no anonymous caller.
 """
 
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
 from certs.contexts import proven_user
 from certs.names import ClusterName, RoleError
+from shared.http.heads import RequestHead
 from shared.http.status import Refusal
 
-__all__ = ["GatewayCaller", "certificate_caller"]
+__all__ = ["FindByToken", "GatewayCaller", "certificate_caller", "token_caller"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,3 +60,35 @@ def certificate_caller(connection: ssl.SSLObject, zone: str) -> GatewayCaller | 
         not_after=identity.not_after,
         serial=identity.serial,
     )
+
+
+# Whose a token is; None if it is nobody's.
+FindByToken = Callable[[bytes], GatewayCaller | None]
+
+
+def token_caller(head: RequestHead, find: FindByToken | None) -> GatewayCaller:
+    """Who says so by a bearer token; `find` None where no tokens are accepted.
+
+    Raises:
+        Refusal: 401, if there is none, or it is nobody's.
+    """
+    values = [v for name, v in head.fields if name.lower() == b"authorization"]
+    if not values:
+        raise Refusal(
+            code=401,
+            message="the gateway wants to know who you are: use a kubeconfig of `tower "
+            "kubeconfig NAME --face gateway`, which holds a client certificate",
+        )
+    if find is None:
+        raise Refusal(
+            code=401,
+            message="this server accepts no tokens: use a client certificate, or start it with "
+            "--gateway-token-file",
+        )
+    scheme, _, token = values[0].partition(b" ")
+    caller = None
+    if len(values) == 1 and scheme.lower() == b"bearer":
+        caller = find(token.strip())
+    if caller is None:
+        raise Refusal(code=401, message="the bearer token is nobody's here")
+    return caller

@@ -18,7 +18,12 @@ from shared.http.relay import AnswerCounts, Limits, RequestRelay
 from shared.http.status import Refusal
 from shared.http.translation import Outgoing
 from shared.http.upstream import Upstreams
-from tower_server.gateway.callers import GatewayCaller, certificate_caller
+from tower_server.gateway.callers import (
+    FindByToken,
+    GatewayCaller,
+    certificate_caller,
+    token_caller,
+)
 from tower_server.gateway.requests import Requests
 from tower_server.gateway.streams import StreamPools
 from tower_server.registry import Registry
@@ -50,8 +55,11 @@ class GatewayFace:
         pools: StreamPools,
         loop: asyncio.AbstractEventLoop,
         now: Callable[[], datetime],
+        find_by_token: FindByToken | None = None,
         limits: Limits | None = None,
     ) -> None:
+        # None: no tokens are accepted.
+        self.find_by_token = find_by_token
         self.zone = zone
         self.pools = pools
         self.loop = loop
@@ -234,11 +242,7 @@ class _CallerConnection(asyncio.Protocol):
                 message=caller.message,
                 retry_after_seconds=caller.retry_after_seconds,
             )
-        raise Refusal(
-            code=401,
-            message="the gateway wants to know who you are: use a kubeconfig of `tower "
-            "kubeconfig NAME --face gateway`, which holds a client certificate",
-        )
+        return token_caller(head, self._face.find_by_token)
 
     def _hand_over(self, data: bytes) -> None:
         """A request for another part of the server: it goes on with the connection."""

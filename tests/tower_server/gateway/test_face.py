@@ -16,6 +16,7 @@ from tests.fakes.gateway import GatewayBench, anyone
 from tests.fakes.host_side import until
 from tests.fakes.tunnel_pair import both_loops
 from tests.fakes.upstream import RawConnection
+from tower_server.gateway.callers import GatewayCaller
 
 ADMIN = [
     "Impersonate-User: tower:admin",
@@ -241,6 +242,59 @@ async def test_the_members_agent_decides_as_whom_it_acts() -> None:
         assert refused.code == 403 and "jane" in refused.status["message"]
         answer = await client.get("/clusters/beta/api")
         assert b"Impersonate-User: jane\r\nImpersonate-Group: devs\r\n" in answer.body
+
+
+def find(token: bytes) -> GatewayCaller | None:
+    known = {b"jane's": "jane", b"joe's": "joe"}
+    user = known.get(token)
+    return None if user is None else GatewayCaller(user=user, groups=(), clusters=None)
+
+
+async def test_a_bearer_token_says_who_asks_with_each_request() -> None:
+    async with GatewayBench() as bench:
+        site = await bench.connect(policy=anyone())
+        client = await bench.client(bench.stranger())
+        answer = await client.get("/clusters/alpha/x", "Authorization: Bearer jane's")
+        assert answer.code == 401 and "no tokens" in answer.status["message"]
+        bench.host.gateway.find_by_token = find
+        client = await bench.client(bench.stranger())
+        for user in ("jane", "joe", "jane"):
+            answer = await client.get(
+                "/clusters/alpha/x", f"authorization: bearer {user}'s"
+            )
+            assert f"Impersonate-User: {user}\r\n".encode() in answer.body
+        assert b"'s" not in site.received
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ["Authorization: Bearer nobody's"],
+        ["Authorization: Bearer"],
+        ["Authorization: Basic jane's"],
+        ["Authorization: jane's"],
+        ["Authorization: Bearer jane's", "Authorization: Bearer joe's"],
+        ["Authorization: Bearer jane's joe's"],
+        ["Sec-WebSocket-Protocol: base64url.bearer.authorization.k8s.io.amFuZSdz"],
+    ],
+)
+async def test_a_token_that_is_nobodys_is_refused(fields: list[str]) -> None:
+    async with GatewayBench() as bench:
+        site = await bench.connect(policy=anyone())
+        bench.host.gateway.find_by_token = find
+        client = await bench.client(bench.stranger())
+        answer = await client.get("/clusters/alpha/x", *fields)
+        assert answer.code == 401 and answer.closes
+        assert not site.received
+
+
+async def test_a_certificate_comes_before_a_token() -> None:
+    async with GatewayBench() as bench:
+        await bench.connect(policy=anyone())
+        bench.host.gateway.find_by_token = find
+        client = await bench.client()
+        answer = await client.get("/clusters/alpha/x", "Authorization: Bearer joe's")
+        assert b"Impersonate-User: tower:admin\r\n" in answer.body
 
 
 # What goes wrong
