@@ -31,6 +31,10 @@ PAUSE_SECONDS = 0.2
 
 STALLED_BUFFER_BYTES = 64 * 1024
 
+# Rounds that several are through in a minute, on a busy machine and with all that happens.
+REQUESTS_A_ROUND = 40
+DOWNLOAD_BYTES = 10_000_000
+
 # The largest answer that an apiserver gives by itself.
 BIG_PATH = "/openapi/v2"
 COUNTER_PATH = "/api/v1/namespaces/default/configmaps/soak"
@@ -196,7 +200,7 @@ class Load:
     async def _requests(self, this: Round) -> None:
         """Requests on one connection that is kept."""
         async with RawClient(self.access) as client:
-            for _ in range(100):
+            for _ in range(REQUESTS_A_ROUND):
                 body = await self._get(client, "/api/v1/namespaces/default")
                 this.is_new = False
                 self._expect(json.loads(body)["metadata"]["name"] == "default", "name")
@@ -305,7 +309,7 @@ class Load:
     async def _raw_echo(self, this: Round) -> None:
         reader, writer = await self._open_raw(known.ECHO)
         try:
-            for _ in range(100):
+            for _ in range(REQUESTS_A_ROUND):
                 await self._echo(reader, writer)
                 this.is_new = False
                 await asyncio.sleep(PAUSE_SECONDS / 4)
@@ -327,7 +331,7 @@ class Load:
         """Bulk, for some seconds, in rests: the machine is for others too."""
         reader, writer = await self._open_raw(known.BULK)
         try:
-            await self._read_bulk(this, reader, 30_000_000, rest_seconds=0.01)
+            await self._read_bulk(this, reader, DOWNLOAD_BYTES, rest_seconds=0.01)
         finally:
             writer.transport.abort()
 
