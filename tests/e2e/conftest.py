@@ -90,7 +90,7 @@ def kind() -> str:
 
 @pytest.fixture
 def face() -> str:
-    """By which face alpha is used; `kinds.BOTH_FACES` has a test run for both."""
+    """By which face alpha is used; `kinds.WAYS` has a test run for both."""
     return SEALED
 
 

@@ -6,10 +6,23 @@ a test has a cluster whose agent has joined, by the sealed face.
 
 import pytest
 
-__all__ = ["BOTH_FACES", "BOTH_KINDS", "DIRECT", "GATEWAY", "PROXY", "SEALED"]
+__all__ = [
+    "BOTH_KINDS",
+    "DIRECT",
+    "DIRECT_GATEWAY",
+    "GATEWAY",
+    "PROXY",
+    "SEALED",
+    "WAYS",
+]
 
 PROXY, DIRECT = "proxy", "direct"
 SEALED, GATEWAY = "sealed", "gateway"
 
 BOTH_KINDS = pytest.mark.parametrize("kind", [PROXY, DIRECT])
-BOTH_FACES = pytest.mark.parametrize("face", [SEALED, GATEWAY])
+# The ways that everything is tried on. What is left, the gateway to a direct cluster, has the same
+# parts as these and only one of its own: a few steps do for it.
+WAYS = pytest.mark.parametrize(
+    ("kind", "face"), [(PROXY, SEALED), (DIRECT, SEALED), (PROXY, GATEWAY)]
+)
+DIRECT_GATEWAY = pytest.mark.parametrize(("kind", "face"), [(DIRECT, GATEWAY)])

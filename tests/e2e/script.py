@@ -18,7 +18,7 @@ from tests.e2e.kubectl import Kubectl
 from tests.e2e.member import Member
 from tests.e2e.tower import wait_until
 
-__all__ = ["SCRIPT", "Scene", "Step", "ready_box"]
+__all__ = ["SCRIPT", "Scene", "Step", "ready_box", "watch_sees_events_at_once"]
 
 # The number: an event is seen within a second of it.
 EVENT_WITHIN_SECONDS = 1.0

@@ -28,7 +28,13 @@ from tests.e2e.kubectl import Kubectl
 from tests.e2e.member import Member
 from tests.e2e.script import Scene, Step, ready_box
 
-__all__ = ["PROTOCOLS", "STREAMING", "protocols_used", "target"]
+__all__ = [
+    "PROTOCOLS",
+    "STREAMING",
+    "exec_hands_everything_on",
+    "protocols_used",
+    "target",
+]
 
 COPY_BYTES = 20 * 1000 * 1000
 STDIN_BYTES = 3 * 1000 * 1000

@@ -13,13 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.kinds import BOTH_FACES, BOTH_KINDS
+from tests.e2e.kinds import DIRECT_GATEWAY, WAYS
 from tests.e2e.kubectl import Kubectl, normalised
 from tests.e2e.member import Member
-from tests.e2e.script import SCRIPT, Scene, Step
-from tests.e2e.streaming import PROTOCOLS, STREAMING, protocols_used, target
-
-pytestmark = [BOTH_KINDS, BOTH_FACES]
+from tests.e2e.script import SCRIPT, Scene, Step, watch_sees_events_at_once
+from tests.e2e.streaming import (
+    PROTOCOLS,
+    STREAMING,
+    exec_hands_everything_on,
+    protocols_used,
+    target,
+)
 
 # Each step gets namespaces that no other step had.
 _numbers = itertools.count()
@@ -77,6 +81,7 @@ def play_both(
     return namespaces
 
 
+@WAYS
 @pytest.mark.parametrize("step", SCRIPT, ids=lambda step: step.__name__)
 def test_kubectl_says_the_same_through_the_tunnel(
     step: Step, direct: Kubectl, tunnelled: Kubectl, scene: Scene
@@ -84,6 +89,15 @@ def test_kubectl_says_the_same_through_the_tunnel(
     play_both(step, direct, tunnelled, scene)
 
 
+@DIRECT_GATEWAY
+@pytest.mark.parametrize("step", [watch_sees_events_at_once, exec_hands_everything_on])
+def test_the_gateway_leads_to_a_direct_cluster_as_well(
+    step: Step, direct: Kubectl, tunnelled: Kubectl, scene: Scene
+) -> None:
+    play_both(step, direct, tunnelled, scene)
+
+
+@WAYS
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("step", STREAMING, ids=lambda step: step.__name__)
 def test_streams_are_the_same_through_the_tunnel(
