@@ -526,7 +526,8 @@ def test_an_ack_that_is_asked_for_comes_at_once() -> None:
     assert in_flight.bytes < 16_400
 
 
-def test_a_full_path_is_filled_again_by_the_ack() -> None:
+def full_path() -> tuple[SessionPair, Recorder]:
+    """A server that has more to send than may be under way."""
     pair = SessionPair()
     near, far = opened(pair)
     pair.agent.session.streams[near.stream.id].receive_window.limit_offset = 2**30
@@ -534,17 +535,22 @@ def test_a_full_path_is_filled_again_by_the_ack() -> None:
     near.stream.write(bytes(3_000_000))
     pair.pull(pair.server)
     assert pair.server.session.awaits_ack and not pair.server.session.wants_to_send
+    return pair, far
+
+
+def test_a_full_path_takes_what_is_urgent_and_is_filled_again_by_acks() -> None:
+    pair, far = full_path()
     pair.server.session.go_away(Code.GOING_AWAY, "urgent all the same")
     assert pair.server.session.wants_to_send
-    wakes = pair.server.wakes
-    pair.pull(pair.server)
-    while pair.deliver(pair.server):
-        pass
-    pair.pull(pair.agent)
-    pair.deliver(pair.agent)
-    assert pair.server.wakes > wakes, "the ACK wakes who waits for it"
     pair.settle()
     assert len(far.received) == 3_000_000
+
+
+def test_an_ack_wakes_who_waits_for_it() -> None:
+    pair, _ = full_path()
+    wakes, sent = pair.server.wakes, pair.server.session.replay.sent_count
+    pair.feed(pair.server, frames.encode_ack(sent - 1))
+    assert pair.server.wakes > wakes
 
 
 def test_a_peer_that_asks_without_reading_answers_is_cut_off(

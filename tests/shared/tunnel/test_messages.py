@@ -168,6 +168,27 @@ def test_in_any_pieces_it_is_as_if_the_library_had_read_it(
     assert ours.websocket.close_rcvd == library.websocket.close_rcvd
 
 
+@pytest.mark.parametrize("to_server", [True, False])
+def test_a_frame_with_the_wrong_masking_is_refused(to_server: bool) -> None:
+    client, server = open_pair()
+    end = End(server if to_server else client)
+    end.receive(raw(Frame(Opcode.BINARY, b"x" * 200), from_client=not to_server))
+    assert end.told == [] and end.websocket.state is State.CLOSING
+    assert "incorrect masking" in str(end.websocket.parser_exc)
+
+
+@pytest.mark.parametrize("cut", [1, 7, 1000])
+def test_a_whole_message_among_fragments_is_refused(cut: int) -> None:
+    client, server = open_pair()
+    end = End(server)
+    data = raw(Frame(Opcode.BINARY, b"begin", fin=False), from_client=True)
+    data += raw(Frame(Opcode.BINARY, b"whole"), from_client=True)
+    for start in range(0, len(data), cut):
+        end.receive(data[start : start + cut])
+    assert end.told == [("BINARY", b"begin")]
+    assert "continuation" in str(server.parser_exc)
+
+
 def test_a_message_that_is_too_large_is_refused_by_its_header() -> None:
     client, server = open_pair()
     end = End(server)
