@@ -181,6 +181,8 @@ func (a *agent) run() {
 	lostAt, ceiling := time.Now(), firstCeiling
 	for {
 		tunnel := a.connect(lostAt, &ceiling)
+		// Only now: of two dials that came through in the same moment one counts.
+		a.fleet.up(tunnel.readyAfter)
 		since := time.Now()
 		clean := tunnel.serve()
 		a.fleet.lost()
@@ -201,18 +203,18 @@ func (a *agent) connect(lostAt time.Time, ceiling *time.Duration) *tunnel {
 	ended := make(chan struct{}, parallelDials)
 	var dials []*dial
 	underWay := 0
-	giveUp := func() {
+	choose := func(chosen *tunnel) *tunnel {
 		for _, each := range dials {
-			each.abandon()
+			each.abandonUnless(chosen)
 		}
+		return chosen
 	}
 	for {
 		delay := time.NewTimer(a.delay(lostAt, ceiling))
 		for waiting := true; waiting; {
 			select {
 			case tunnel := <-up:
-				giveUp()
-				return tunnel
+				return choose(tunnel)
 			case <-ended:
 				underWay--
 			case <-delay.C:
@@ -232,8 +234,7 @@ func (a *agent) connect(lostAt time.Time, ceiling *time.Duration) *tunnel {
 		for underWay >= parallelDials || underWay >= before && overlap != nil {
 			select {
 			case tunnel := <-up:
-				giveUp()
-				return tunnel
+				return choose(tunnel)
 			case <-ended:
 				underWay--
 			case <-connected:

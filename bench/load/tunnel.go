@@ -63,7 +63,7 @@ type dial struct {
 	cancel    context.CancelFunc
 	conn      net.Conn
 	abandoned bool
-	kept      bool // it is the agent's tunnel now
+	opened    *tunnel // what came of it
 }
 
 // errRefused is "come back in n s"; not counted as a failure.
@@ -82,8 +82,7 @@ func (d *dial) run() *tunnel {
 	defer d.mu.Unlock()
 	switch {
 	case err == nil && !d.abandoned:
-		d.kept = true
-		d.agent.fleet.up(opened.readyAfter)
+		d.opened = opened
 		return opened
 	case d.abandoned || errors.Is(err, errRefused):
 	default:
@@ -95,11 +94,11 @@ func (d *dial) run() *tunnel {
 	return nil
 }
 
-// abandon ends an attempt that another has overtaken.
-func (d *dial) abandon() {
+// abandonUnless ends an attempt, and what came of it, unless that is the agent's tunnel now.
+func (d *dial) abandonUnless(chosen *tunnel) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.kept || d.abandoned {
+	if d.opened == chosen || d.abandoned {
 		return
 	}
 	d.abandoned = true
