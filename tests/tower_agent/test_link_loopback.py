@@ -42,6 +42,7 @@ class AgentEnd:
         self.dispatcher = Dispatcher(
             RawTargets({}, self.tasks),
             self._open_sealed,
+            self._open_sealed,  # nothing here opens the gateway's
             self.link.tunnel_ready,
             self.link.tunnel_lost,
             self.link.going_away,
