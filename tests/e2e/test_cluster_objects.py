@@ -63,8 +63,10 @@ def invitation(place: Host, name: str) -> dict[str, str]:
 
 
 def row(place: Host, name: str) -> dict[str, str]:
-    """What `kubectl get clusters` says, by column."""
+    """What `kubectl get clusters` says, by column; nothing while there is none."""
     lines = place.kubectl.quiet("get", "clusters.tower.dev", "-o", "wide").splitlines()
+    if not lines:  # "No resources found" goes to stderr, and there is no header then
+        return {}
     header = lines[0]
     columns = [c for c in header.split("  ") if c.strip()]
     starts = [header.index(c.strip()) for c in columns]
