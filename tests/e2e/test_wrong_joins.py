@@ -9,7 +9,6 @@ import dataclasses
 import re
 import shutil
 import sqlite3
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,7 +90,7 @@ class Joiner:
         join_file = folder / "join"
         join_file.touch(mode=0o600)
         join_file.write_text(join)
-        _, _, code, *rest = program(
+        python, safe_path, _, code, *rest = program(
             "tower_agent.cli",
             *(
                 "run",
@@ -105,7 +104,7 @@ class Joiner:
         )
         return Process(
             folder.name,
-            [sys.executable, "-c", f"{prelude}\n{code}", *rest],
+            [python, safe_path, "-c", f"{prelude}\n{code}", *rest],
             {**self.tower.environment, **(environment or {})},
             folder / "log",
         )
