@@ -69,6 +69,7 @@ COVERED_ELSEWHERE = {
     "tower_server/admin_console.py": "tests/tower_server/test_admin_cli.py",
     "tower_server/admin_documents.py": "tests/tower_server/test_admin.py",
     "tower_server/admin_orders.py": "tests/tower_server/test_admin.py",
+    "tower_server/answers.py": "tests/tower_server/test_join.py",
     "tower_server/issuer.py": "tests/tower_server/test_admin.py",
     "tower_server/private_output.py": "tests/tower_server/test_access_cli.py",
     "tower_server/controllers/actions.py": "tests/e2e/test_cluster_objects.py",

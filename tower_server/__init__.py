@@ -24,7 +24,7 @@ How the parts talk, from the outside in:
                      them, served in this process as an agent would; reachability: without flapping;
                      serving: the certificate for its name
     endpoints        /join/ca, /join/nonce, /join, /healthz as routes, and nothing else
-    renewal          new certificates for agents that have joined
+    renewal          new certificates for agents that have joined; answers: what both sign
     join, throttle   the steps of a join (proof, rules, certificate, signed answer); guesses are slow
     admin            the admin API: tokens, clusters, kubeconfigs, status; admin_socket: who may open it;
                      admin_orders reads what is asked, admin_documents says what is answered, admin_access

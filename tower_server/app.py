@@ -38,6 +38,7 @@ from shared.tunnel.tls import TlsEnd
 from tower_server import endpoints
 from tower_server.admin import AdminApi
 from tower_server.admin_socket import serve_on_socket
+from tower_server.answers import AnswerSigner
 from tower_server.control import ControlEnd, identify_agent
 from tower_server.direct import DirectConnections
 from tower_server.entry import RawEntry
@@ -116,19 +117,18 @@ class _Server:
         # Replaced together by _renew: our identity, and the context of control streams.
         self._identity = identity
         self._control_context = self._inner_context()
+        self._signer = AnswerSigner(authority, identity.key, identity.certificate)
         self._join = JoinService(
             authority=authority,
             store=store,
-            server_key=identity.key,
-            server_certificate=identity.certificate,
+            signer=self._signer,
             on_joined=self._joined,
         )
         self._renewal = RenewalService(
             authority=authority,
             store=store,
             on_renewed=self._registry.renewed,
-            server_key=identity.key,
-            server_certificate=identity.certificate,
+            signer=self._signer,
         )
         self._parking = Parking(settings.resume_time.total_seconds())
         self._listener = TunnelListener(
@@ -351,8 +351,7 @@ class _Server:
         self._own.context = self._outer_context()
         self._control_context = self._inner_context()
         self._gateway.pools.context = self._gateway_context()
-        self._join.renew(identity.key, identity.certificate)
-        self._renewal.renew_server(identity.key, identity.certificate)
+        self._signer.renew(identity.key, identity.certificate)
         _log.info("renewed the server's certificate")
 
     def _outer_context(self) -> ssl.SSLContext:

@@ -14,9 +14,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
 
-from certs.assertion import assertion_audience
 from certs.authority import Authority
 from certs.chains import pem
 from certs.joining import (
@@ -24,11 +22,11 @@ from certs.joining import (
     JoinNonces,
     JoinRequest,
     request_digest,
-    sign_answer,
     verify_request,
 )
 from certs.keys import require_p256, spki_pin
 from certs.names import ClusterName
+from tower_server.answers import AnswerSigner
 from tower_server.membership import (
     JoinRefused,
     Refusal,
@@ -78,8 +76,7 @@ class JoinService:
         *,
         authority: Authority,
         store: Store,
-        server_key: ec.EllipticCurvePrivateKey,
-        server_certificate: x509.Certificate,
+        signer: AnswerSigner,
         nonce_key: bytes | None = None,
         on_joined: Callable[[ClusterName, str], None] = lambda _cluster, _key_pin: None,
         now: Callable[[], datetime] = _utc_now,
@@ -88,8 +85,7 @@ class JoinService:
         """Build the service.
 
         Args:
-            server_key, server_certificate: Sign the answers; the certificate has the server's role
-                and is signed by `authority`. May be replaced with `renew`.
+            signer: Of the answers.
             nonce_key: 32 secret bytes that replicas share; None makes some for this process.
             on_joined: Told the cluster and the pin of its agent's new key after each recorded join;
                 sessions with an earlier key have to end.
@@ -98,8 +94,7 @@ class JoinService:
         """
         self._authority = authority
         self._store = store
-        # Replaced together by `renew`.
-        self._signer = (server_key, server_certificate)
+        self._signer = signer
         self._nonces = JoinNonces(nonce_key or secrets.token_bytes(32))
         self._on_joined = on_joined
         self._now = now
@@ -112,14 +107,6 @@ class JoinService:
     def ca_pem(self) -> bytes:
         """The CA certificates that agents may pin."""
         return self._authority.pem
-
-    def renew(
-        self,
-        server_key: ec.EllipticCurvePrivateKey,
-        server_certificate: x509.Certificate,
-    ) -> None:
-        """Sign further answers with a new server certificate."""
-        self._signer = (server_key, server_certificate)
 
     def issue_nonce(self) -> str:
         """Return a nonce that a join request has to sign within two minutes."""
@@ -178,7 +165,9 @@ class JoinService:
         )
         if chain == issued:  # else an earlier answer is repeated
             self._on_joined(request.cluster, key_pin)
-        return self._sign(request, chain, now)
+        return self._signer.sign(
+            request.cluster, chain, request_digest=request_digest(request), now=now
+        )
 
     def _refuse_guesser(self, source: str) -> None:
         wait_seconds = self._throttle.wait_seconds(source, self._monotonic())
@@ -213,23 +202,6 @@ class JoinService:
                 Refusal.BAD_REQUEST,
                 f"The server issues no certificate for this agent: {error}.",
             ) from error
-
-    def _sign(self, request: JoinRequest, chain: bytes, now: datetime) -> str:
-        key, certificate = self._signer
-        payload = {
-            "certificate": chain.decode("ascii"),
-            "ca": self.ca_pem.decode("ascii"),
-            "zone": self._authority.zone,
-            "cluster": request.cluster,
-            "audience": assertion_audience(self._authority.zone),
-        }
-        return sign_answer(
-            key,
-            [certificate, self._authority.certificate],
-            payload,
-            request_digest=request_digest(request),
-            now=now,
-        )
 
     def _note(
         self, outcome: str, request: JoinRequest | None, source: str, sentence: str

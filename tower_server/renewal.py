@@ -12,20 +12,19 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from certs.assertion import (
     AgentIdentity,
     AssertionVerifier,
     BadAssertion,
-    assertion_audience,
     renewal_audience,
 )
 from certs.authority import Authority
 from certs.chains import pem
-from certs.joining import BadProof, sign_answer
+from certs.joining import BadProof
 from certs.keys import require_p256, spki_pin
 from certs.renewing import MAX_LATE, RenewalRequest
+from tower_server.answers import AnswerSigner
 from tower_server.membership import JoinRefused, Refusal, agent_is_current
 from tower_server.stores import Store
 from tower_server.throttle import GuessThrottle
@@ -48,8 +47,7 @@ class RenewalService:
         *,
         authority: Authority,
         store: Store,
-        server_key: ec.EllipticCurvePrivateKey,
-        server_certificate: x509.Certificate,
+        signer: AnswerSigner,
         on_renewed: Callable[[AgentIdentity], None] = lambda _identity: None,
         now: Callable[[], datetime] = _utc_now,
         monotonic: Callable[[], float] = time.monotonic,
@@ -63,8 +61,7 @@ class RenewalService:
         self._on_renewed = on_renewed
         self._authority = authority
         self._store = store
-        # Replaced together by `renew_server`.
-        self._signer = (server_key, server_certificate)
+        self._signer = signer
         self._verifier = AssertionVerifier(
             [authority.certificate],
             authority.zone,
@@ -76,14 +73,6 @@ class RenewalService:
         self._throttle = GuessThrottle(monotonic())
         # How many ended how: "renewed", or the value of a Refusal.
         self.outcomes: Counter[str] = Counter()
-
-    def renew_server(
-        self,
-        server_key: ec.EllipticCurvePrivateKey,
-        server_certificate: x509.Certificate,
-    ) -> None:
-        """Sign further answers with a new server certificate."""
-        self._signer = (server_key, server_certificate)
 
     async def renew(self, data: object, source: str) -> str:
         """Answer a renewal.
@@ -135,7 +124,12 @@ class RenewalService:
                 not_after=certificate.not_valid_after_utc,
             )
         )
-        return self._sign(request, identity, certificate, now)
+        return self._signer.sign(
+            identity.cluster,
+            pem(certificate),
+            request_digest=request.digest,
+            now=now,
+        )
 
     def _refuse_guesser(self, source: str) -> None:
         wait_seconds = self._throttle.wait_seconds(source, self._monotonic())
@@ -179,26 +173,3 @@ class RenewalService:
                 "The certificate is not renewed for another key than the one that asks.",
             )
         return certificate
-
-    def _sign(
-        self,
-        request: RenewalRequest,
-        identity: AgentIdentity,
-        certificate: x509.Certificate,
-        now: datetime,
-    ) -> str:
-        key, own = self._signer
-        payload = {
-            "certificate": pem(certificate).decode("ascii"),
-            "ca": self._authority.pem.decode("ascii"),
-            "zone": self._authority.zone,
-            "cluster": identity.cluster,
-            "audience": assertion_audience(self._authority.zone),
-        }
-        return sign_answer(
-            key,
-            [own, self._authority.certificate],
-            payload,
-            request_digest=request.digest,
-            now=now,
-        )

@@ -15,6 +15,7 @@ from certs.contexts import own_https
 from certs.joining import JoinString, TokenId, new_token, verifier_of
 from certs.keys import new_key, private_pem
 from certs.names import parse_cluster_name
+from tower_server.answers import AnswerSigner
 from tower_server.endpoints import add_routes
 from tower_server.join import JoinService
 from tower_server.renewal import RenewalService
@@ -83,18 +84,17 @@ async def join_server(
         key.public_key(), list(hosts), datetime.now(UTC)
     )
     kept = store or MemoryStore()
+    signer = AnswerSigner(authority, key, certificate)
     service = JoinService(
         authority=authority,
         store=kept,
-        server_key=key,
-        server_certificate=certificate,
+        signer=signer,
         now=clock,
     )
     renewal = RenewalService(
         authority=authority,
         store=kept,
-        server_key=key,
-        server_certificate=certificate,
+        signer=signer,
         now=clock,
     )
     server = JoinServer(authority, kept, service, 0)

@@ -25,6 +25,7 @@ from certs.joining import (
 )
 from certs.keys import certificate_request, new_key
 from certs.names import parse_cluster_name
+from tower_server.answers import AnswerSigner
 from tower_server.join import JoinService, SlowDown
 from tower_server.membership import JoinRefused, Refusal, TokenUse
 from tower_server.stores import StoreUnavailable, TokenId, TokenRecord
@@ -55,11 +56,11 @@ class Host:
     def __post_init__(self) -> None:
         key = new_key()
         certificate = self.authority.issue_server(key.public_key(), ["127.0.0.1"], NOW)
+        self.signer = AnswerSigner(self.authority, key, certificate)
         self.service = JoinService(
             authority=self.authority,
             store=self.store,
-            server_key=key,
-            server_certificate=certificate,
+            signer=self.signer,
             now=lambda: self.now,
             monotonic=lambda: self.seconds,
         )
@@ -264,7 +265,7 @@ async def test_a_store_that_fails_leaves_the_token_usable(
 
 async def test_a_renewed_server_certificate_signs_further_answers(host: Host) -> None:
     key = new_key()
-    host.service.renew(
+    host.signer.renew(
         key, host.authority.issue_server(key.public_key(), ["127.0.0.1"], NOW)
     )
     request = host.request(*await host.invite())

@@ -18,6 +18,7 @@ from shared.member.preflight import MemberFacts
 from tests.fakes.join_server import JoinServer, join_server
 from tower_agent.credentials import Credentials, DirectoryStore
 from tower_agent.enrol import JoinSettings, obtain_credentials
+from tower_server.answers import AnswerSigner
 from tower_server.membership import JoinRefused, Refusal
 from tower_server.renewal import RenewalService
 
@@ -37,11 +38,11 @@ class Site:
         certificate = server.authority.issue_server(
             key.public_key(), ["127.0.0.1"], self.now
         )
+        self.signer = AnswerSigner(server.authority, key, certificate)
         self.service = RenewalService(
             authority=server.authority,
             store=server.store,
-            server_key=key,
-            server_certificate=certificate,
+            signer=self.signer,
             now=lambda: self.now,
             monotonic=lambda: 0.0,
         )
@@ -71,7 +72,7 @@ class Site:
         certificate = self.server.authority.issue_server(
             key.public_key(), ["127.0.0.1"], self.now
         )
-        self.service.renew_server(key, certificate)
+        self.signer.renew(key, certificate)
 
     async def refusal(self, data: object) -> JoinRefused:
         with pytest.raises(JoinRefused) as caught:
