@@ -70,9 +70,8 @@ def new_tower() -> Iterator[Callable[..., Tower]]:
             shutil.rmtree(tower.directory, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
-def _session_tower(workspace: Path) -> Iterator[Tower]:
-    directory = workspace / "tower"
+def _running(directory: Path) -> Iterator[Tower]:
+    """A Tower that runs until the session is over."""
     directory.mkdir()
     tower = Tower(directory, port=free_port())
     tower.start()
@@ -80,6 +79,11 @@ def _session_tower(workspace: Path) -> Iterator[Tower]:
         yield tower
     finally:
         tower.stop()
+
+
+@pytest.fixture(scope="session")
+def _session_tower(workspace: Path) -> Iterator[Tower]:
+    yield from _running(workspace / "tower")
 
 
 @pytest.fixture
@@ -97,14 +101,7 @@ def face() -> str:
 @pytest.fixture(scope="session")
 def _direct_tower(workspace: Path) -> Iterator[Tower]:
     """A second Tower: one would refuse the same member under a second name."""
-    directory = workspace / "direct"
-    directory.mkdir()
-    tower = Tower(directory, port=free_port())
-    tower.start()
-    try:
-        yield tower
-    finally:
-        tower.stop()
+    yield from _running(workspace / "direct")
 
 
 @pytest.fixture
