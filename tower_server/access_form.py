@@ -52,10 +52,6 @@ class AccessForm:
     # Of a credential only.
     api_version: str = _CREDENTIAL_VERSIONS[0]
 
-    @property
-    def holds_a_credential(self) -> bool:
-        return self.form is None or self.form.holds_a_credential
-
     def fields(self, access: ClusterAccess) -> dict[str, str]:
         """Return the one field of the answer that has it. Its value mostly contains the private key."""
         if self.form is not None and self.place is not None:

@@ -90,18 +90,6 @@ class GatewayFace:
         """
         return _CallerConnection(self, source, take_over)
 
-    def end_serials(self, serials: frozenset[int], reason: str) -> int:
-        """End the connections of revoked certificates; returns how many."""
-        doomed = [relay for relay in self._relays if relay.serial in serials]
-        for relay in doomed:
-            relay.end(Code.REVOKED, reason)
-        return len(doomed)
-
-    def wind_down(self) -> None:
-        """Have connections end behind the answer that is under way; call it again and again."""
-        for relay in list(self._relays):
-            relay.wind_down()
-
     def close(self, reason: str) -> None:
         """End all connections, whatever they are doing."""
         for relay in list(self._relays):
