@@ -127,6 +127,28 @@ class TokenUse:
     certificate: bytes  # PEM chain, repeated to an agent that lost the answer
     at: datetime
 
+    @property
+    def record(self) -> ClusterRecord:
+        """What every store keeps of the cluster once the join is recorded."""
+        return ClusterRecord(
+            name=self.cluster,
+            member_uid=self.member_uid,
+            agent_serial=self.serial,
+            agent_key_pin=self.key_pin,
+            agent_version=self.agent_version,
+            joined_at=self.at,
+            token_id=self.token_id,
+        )
+
+    def used(self, token: TokenRecord) -> TokenRecord:
+        """The token as it is kept then."""
+        return dataclasses.replace(
+            token,
+            used_at=self.at,
+            used_by_key_pin=self.key_pin,
+            issued_certificate=self.certificate,
+        )
+
 
 def decide_join(
     use: TokenUse,

@@ -458,23 +458,8 @@ class KubernetesStore:
 
 
 def _joined(ledger: Ledger, token: TokenRecord, use: TokenUse) -> Ledger:
-    used = dataclasses.replace(
-        token,
-        used_at=use.at,
-        used_by_key_pin=use.key_pin,
-        issued_certificate=use.certificate,
-    )
-    record = ClusterRecord(
-        name=use.cluster,
-        member_uid=use.member_uid,
-        agent_serial=use.serial,
-        agent_key_pin=use.key_pin,
-        agent_version=use.agent_version,
-        joined_at=use.at,
-        token_id=use.token_id,
-    )
     return dataclasses.replace(
-        ledger.with_token(used), record=record, dismissed_uid=None
+        ledger.with_token(use.used(token)), record=use.record, dismissed_uid=None
     )
 
 

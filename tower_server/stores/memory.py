@@ -78,21 +78,8 @@ class MemoryStore:
         if earlier is not None:
             return earlier
         assert token is not None  # decide_join refuses an unknown token
-        self._tokens[token.id] = dataclasses.replace(
-            token,
-            used_at=use.at,
-            used_by_key_pin=use.key_pin,
-            issued_certificate=use.certificate,
-        )
-        self._clusters[use.cluster] = ClusterRecord(
-            name=use.cluster,
-            member_uid=use.member_uid,
-            agent_serial=use.serial,
-            agent_key_pin=use.key_pin,
-            agent_version=use.agent_version,
-            joined_at=use.at,
-            token_id=use.token_id,
-        )
+        self._tokens[token.id] = use.used(token)
+        self._clusters[use.cluster] = use.record
         return use.certificate
 
     async def add_direct(self, member: DirectMember) -> None:
